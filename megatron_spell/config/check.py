@@ -1,0 +1,107 @@
+"""Rules that hold between sections, and between the settings and the model. All violations are found at once.
+
+Nothing here opens a store, a port or a heavy library; that is `train/preflight.py`.
+"""
+
+from collections.abc import Iterator
+from functools import reduce
+
+from megatron_spell.config.model_shape import ModelShape, UnknownModel
+from megatron_spell.config.schema import RunConfig
+
+# vLLM 0.32 (v1/attention/backends/cpu_attn.py) dies at its first forward on any other; its CUDA backends know more.
+CPU_ENGINE_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+PROMPT_OVERHEAD_TOKENS = 64  # chat template, instructions and question, at the very least
+
+
+def violations(config: RunConfig, *, on_cpu: bool = True) -> list[str]:
+    """One line per broken rule, each naming field, value and way out; empty when the run can start."""
+    faults = [*_play(config), *_lengths(config), *_not_yet(config), *_files(config)]
+    try:
+        shape = ModelShape.load(config.model.path)
+    except UnknownModel as error:
+        return [*faults, _fault(config, "model.path", str(error), "give a Hugging Face folder of a known model")]
+    return [*faults, *_mesh_fits(config, shape), *_engine_fits(config, shape, on_cpu)]
+
+
+def _fault(config: RunConfig, field: str, why: str, way_out: str) -> str:
+    value = reduce(getattr, field.split("."), config)
+    return f"{field} = {value}: {why}; {way_out}"
+
+
+def _play(config: RunConfig) -> Iterator[str]:
+    play = config.play
+    if play.min_questions > play.questions_per_step:
+        why = f"is more than play.questions_per_step = {play.questions_per_step}"
+        yield _fault(config, "play.min_questions", why, "lower it")
+    if play.max_draws_per_step < play.questions_per_step:
+        why = f"a step of {play.questions_per_step} questions needs at least as many draws"
+        yield _fault(config, "play.max_draws_per_step", why, "raise it")
+    if not any(weight > 0 for weight in config.data.task_weights.values()):
+        yield "data.task_weights: every task has weight 0; give at least one a positive weight"
+    if not config.algo.train_roles:
+        yield _fault(config, "algo.train_roles", "no role is trained", "name questioner, responder or verifier")
+
+
+def _lengths(config: RunConfig) -> Iterator[str]:
+    length, answer = config.curriculum.length, config.sampling.max_tokens.responder
+    if length.start_tokens > length.max_tokens:
+        why = f"is above curriculum.length.max_tokens = {length.max_tokens}"
+        yield _fault(config, "curriculum.length.start_tokens", why, "lower it")
+    if length.lower_below >= length.raise_above:
+        why = f"is not under curriculum.length.raise_above = {length.raise_above}, so the schedule would swing for ever"
+        yield _fault(config, "curriculum.length.lower_below", why, "lower it")
+    longest = length.max_tokens + answer + PROMPT_OVERHEAD_TOKENS
+    if longest > config.rollout.max_model_len:
+        why = (
+            f"documents of curriculum.length.max_tokens = {length.max_tokens} with an answer of"
+            f" sampling.max_tokens.responder = {answer} take {longest} tokens"
+        )
+        yield _fault(config, "rollout.max_model_len", why, "raise it or lower those")
+
+
+def _not_yet(config: RunConfig) -> Iterator[str]:
+    for axis in ("cp", "ep", "etp", "vpp"):
+        if getattr(config.policy.mesh, axis) > 1:
+            yield _fault(config, f"policy.mesh.{axis}", "this axis is not supported yet", "use 1, with tp, pp or dp")
+    if config.rollout.tensor_parallel > 1:
+        yield _fault(config, "rollout.tensor_parallel", "only 1 is supported yet", "use 1 and more rollout.engines")
+    if config.algo.max_staleness > 0:
+        yield _fault(config, "algo.max_staleness", "only on-policy training is supported yet", "use 0")
+
+
+def _files(config: RunConfig) -> Iterator[str]:
+    if not config.data.store.is_file():
+        way_out = f"make it with `megatron-spell data build SOURCE... --out {config.data.store}`"
+        yield _fault(config, "data.store", "there is no such file", way_out)
+    if config.play.templates is not None and not config.play.templates.is_dir():
+        yield _fault(config, "play.templates", "there is no such folder", "leave it out for the package's templates")
+    if config.evaluation.questions is not None and not config.evaluation.questions.is_file():
+        yield _fault(
+            config, "evaluation.questions", "there is no such file", "leave it out to train without evaluation"
+        )
+
+
+def _mesh_fits(config: RunConfig, shape: ModelShape) -> Iterator[str]:
+    mesh = config.policy.mesh
+    for what, size in (("attention heads", shape.num_heads), ("key-value heads", shape.num_kv_heads)):
+        if size % mesh.tp:
+            why = f"the model's {size} {what} do not divide by it"
+            yield _fault(config, "policy.mesh.tp", why, f"use a divisor of {size}")
+    if shape.ffn_size % mesh.tp:
+        why = f"the model's {shape.ffn_size} feed-forward columns do not divide by it"
+        yield _fault(config, "policy.mesh.tp", why, f"use a divisor of {shape.ffn_size}")
+    if shape.num_layers % mesh.pp:
+        why = f"the model's {shape.num_layers} layers do not divide by it"
+        yield _fault(config, "policy.mesh.pp", why, f"use a divisor of {shape.num_layers}")
+
+
+def _engine_fits(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[str]:
+    if on_cpu and shape.head_dim not in CPU_ENGINE_HEAD_DIMS:
+        known = ", ".join(map(str, CPU_ENGINE_HEAD_DIMS))
+        yield _fault(
+            config, "model.path", f"vLLM on a CPU cannot serve its head_dim {shape.head_dim}", f"it serves {known}"
+        )
+    if config.rollout.max_model_len > shape.max_positions:
+        why = f"the model has {shape.max_positions} positions"
+        yield _fault(config, "rollout.max_model_len", why, "lower it to that")

@@ -1,0 +1,1 @@
+"""Geometry of ranks (floor 0): no torch, no Megatron."""

@@ -27,6 +27,14 @@ class ModelShape:
     norm_eps: float
     max_positions: int
 
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all weights, a tied embedding counted once."""
+        attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
+        layer = attention + 3 * self.hidden_size * self.ffn_size + 2 * self.hidden_size + 2 * self.head_dim
+        embeddings = (1 if self.tied_embeddings else 2) * self.vocab_size * self.hidden_size
+        return self.num_layers * layer + embeddings + self.hidden_size
+
     @classmethod
     def load(cls, folder: Path) -> "ModelShape":
         """Read `folder`/config.json. Raises UnknownModel."""

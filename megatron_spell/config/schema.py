@@ -30,67 +30,72 @@ class ModelSection(Section):
 
 class DataSection(Section):
     store: Path  # HDF5 token store made by `megatron-spell data build`
-    task_weights: dict[TaskName, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = dict.fromkeys(TaskName, 1.0)
+    task_weights: dict[TaskName, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = dict.fromkeys(
+        TaskName, 1.0
+    )  # how often each task is drawn; 0 leaves a task out
 
 
 class PlaySection(Section):
-    questions_per_step: PositiveInt = 128
+    questions_per_step: PositiveInt = 128  # usable questions that make a step
     min_questions: PositiveInt = 16  # a step that finds fewer within its draws ends the run with an error
     max_draws_per_step: PositiveInt = 4800  # the reference's ten passes of 480
-    max_rounds_in_flight: PositiveInt = 64
+    max_rounds_in_flight: PositiveInt = 64  # rounds played at the same time, at most
     documents_shown: PositiveInt = 5  # m: what the questioner sees at first
     new_documents: PositiveInt = 5  # added to the remembered ones when there is history
     answers_per_question: Annotated[int, Field(ge=2)] = 8  # G
-    votes_per_answer: PositiveInt = 8
+    votes_per_answer: PositiveInt = 8  # V
     ground_samples: NonNegativeInt = 4  # k blind answers; 0 switches the ground check off
     ground_margin: Fraction = 0.25  # ungrounded when the blind solve rate reaches guess rate + margin
     max_answer_tokens: PositiveInt = 40  # a longer reference answer is unusable
+    judge_right_share: Fraction = 0.25  # rounds in which a right answer is judged too, so that the verifier sees both
     templates: Path | None = None  # folder of templates; None: the package's own
 
 
 class MaxTokens(Section):
-    questioner: PositiveInt = 4096
-    responder: PositiveInt = 4096
-    verifier: PositiveInt = 4096
+    questioner: PositiveInt = 4096  # longest output
+    responder: PositiveInt = 4096  # longest output
+    verifier: PositiveInt = 4096  # longest output
 
     def of(self, role: Role) -> int:
         return getattr(self, role.value)
 
 
 class SamplingSection(Section):
-    temperature: PositiveFloat = 0.7
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    temperature: PositiveFloat = 0.7  # of all three roles
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95  # of all three roles
     max_tokens: MaxTokens = MaxTokens()
 
 
 class RewardSection(Section):
-    frontier_sigma: PositiveFloat = 0.5 / 3
-    ungrounded: float = -0.5
-    bad_format: float = -1.0
-    numeric_tolerance: Fraction = 0.0015
+    frontier_sigma: PositiveFloat = 0.5 / 3  # width of the question's reward around a solve rate of one half
+    ungrounded: float = -0.5  # of a question solved without the documents
+    bad_format: float = -1.0  # of a question that cannot be asked
+    numeric_tolerance: Fraction = 0.0015  # relative, for math_qa
 
 
 class AlgoSection(Section):
-    loss: Literal["per_role", "token_mean"] = "per_role"
-    train_roles: tuple[Role, ...] = tuple(Role)
-    verifier_groups_per_step: NonNegativeInt = 16
-    failed_question_ratio: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    clip_low: PositiveFloat = 0.2
-    clip_high: PositiveFloat = 0.2
+    loss: Literal["per_role", "token_mean"] = "per_role"  # how tokens are weighed, see docs/selfplay.md
+    train_roles: tuple[Role, ...] = tuple(Role)  # roles whose outputs are trained on
+    verifier_groups_per_step: NonNegativeInt = 16  # vote groups trained on, at most
+    failed_question_ratio: Annotated[float, Field(ge=0, allow_inf_nan=False)] = (
+        1.0  # failed questions trained on for each usable one
+    )
+    clip_low: PositiveFloat = 0.2  # used only with max_staleness > 0: on-policy the ratio is 1
+    clip_high: PositiveFloat = 0.2  # likewise
     importance_cap: PositiveFloat = 2.0  # truncated importance weights; used only with max_staleness > 0
-    max_staleness: NonNegativeInt = 0
-    advantage_epsilon: PositiveFloat = 1e-6
+    max_staleness: NonNegativeInt = 0  # steps that the weights which wrote a row may lie behind; only 0 yet
+    advantage_epsilon: PositiveFloat = 1e-6  # added to the standard deviation
 
 
 class LengthSection(Section):
-    """The responder's document budget: rises when the moving solve rate passes `raise_above`, falls under `lower_below`."""
+    """The document budget: rises when the moving solve rate passes `raise_above`, falls when under `lower_below`."""
 
-    enabled: bool = True
-    start_tokens: PositiveInt = 4096
-    max_tokens: PositiveInt = 32768
-    factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 2.0
-    raise_above: Fraction = 0.6
-    lower_below: Fraction = 0.2
+    enabled: bool = True  # off: the responder always sees the whole set
+    start_tokens: PositiveInt = 4096  # first budget
+    max_tokens: PositiveInt = 32768  # last budget
+    factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 2.0  # between one budget and the next
+    raise_above: Fraction = 0.6  # solve rate
+    lower_below: Fraction = 0.2  # solve rate
     window: PositiveInt = 256  # rounds in the moving mean
 
 
@@ -101,88 +106,94 @@ class CurriculumSection(Section):
 
 
 class MeshSection(Section):
-    tp: PositiveInt = 1
-    pp: PositiveInt = 1
-    dp: PositiveInt = 1
-    cp: PositiveInt = 1
-    ep: PositiveInt = 1
-    etp: PositiveInt = 1
-    vpp: PositiveInt = 1
+    tp: PositiveInt = 1  # tensor parallel
+    pp: PositiveInt = 1  # pipeline parallel
+    dp: PositiveInt = 1  # data parallel
+    cp: PositiveInt = 1  # context parallel; only 1 yet
+    ep: PositiveInt = 1  # expert parallel; only 1 yet
+    etp: PositiveInt = 1  # expert tensor parallel; only 1 yet
+    vpp: PositiveInt = 1  # virtual pipeline stages; only 1 yet
 
     def mesh(self) -> Mesh:
         return Mesh(**self.model_dump())
 
 
 class OptimizerSection(Section):
-    lr: PositiveFloat = 2e-6
+    lr: PositiveFloat = 2e-6  # constant after the warm-up
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01  # never on norms and biases
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.999
-    eps: PositiveFloat = 1e-8
-    clip_grad: PositiveFloat = 1.0
-    warmup_steps: NonNegativeInt = 0
+    beta1: Fraction = 0.9  # of AdamW
+    beta2: Fraction = 0.999  # of AdamW
+    eps: PositiveFloat = 1e-8  # of AdamW
+    clip_grad: PositiveFloat = 1.0  # largest gradient norm
+    warmup_steps: NonNegativeInt = 0  # linear, from 0
 
 
 class PolicySection(Section):
     mesh: MeshSection = MeshSection()
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    max_bin_tokens: PositiveInt = 32768
+    dtype: Literal["float32", "bfloat16"] = (
+        "bfloat16"  # of the weights that compute; bfloat16 keeps float32 main weights
+    )
+    max_bin_tokens: PositiveInt = 32768  # longest packed sequence; a longer row gets a bin of its own
     threads_per_rank: NonNegativeInt = 0  # torch threads on a CPU; 0: cores / ranks on this machine
     timeout_s: PositiveFloat = 1800.0  # longest wait of one rank for another
     optimizer: OptimizerSection = OptimizerSection()
 
 
 class RolloutSection(Section):
-    engines: PositiveInt = 1
-    tensor_parallel: PositiveInt = 1
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    max_model_len: PositiveInt = 40960
-    max_num_seqs: PositiveInt = 256
-    kv_cache_gib: PositiveFloat = 4.0
-    enforce_eager: bool = False
-    start_timeout_s: PositiveFloat = 600.0
-    request_timeout_s: PositiveFloat = 1800.0
+    engines: PositiveInt = 1  # vLLM engines
+    tensor_parallel: PositiveInt = 1  # ranks of one engine; only 1 yet
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the engine's weights, and of the weights on the way there
+    max_model_len: PositiveInt = 40960  # prompt and output together, in tokens
+    max_num_seqs: PositiveInt = 256  # sequences an engine runs at the same time
+    kv_cache_gib: PositiveFloat = 4.0  # of each engine
+    enforce_eager: bool = False  # no compilation: starts faster, runs slower
+    start_timeout_s: PositiveFloat = 600.0  # longest wait for an engine to start
+    request_timeout_s: PositiveFloat = 1800.0  # longest wait for one completion
 
 
 class BridgeSection(Section):
-    transport: Literal["gloo"] = "gloo"
-    bucket_mib: PositiveFloat = 256.0
-    timeout_s: PositiveFloat = 300.0
+    transport: Literal["gloo"] = "gloo"  # how bytes travel
+    bucket_mib: PositiveFloat = 256.0  # one message; two are held at a time
+    timeout_s: PositiveFloat = 300.0  # longest wait of either side for the other
 
 
 class ClusterSection(Section):
     ray_address: str | None = None  # None: Ray starts itself on this machine; "auto" or host:port joins a cluster
     master_port: Annotated[int, Field(ge=0, le=65535)] = 0  # rendezvous of the trainers; 0: any free port
-    start_timeout_s: PositiveFloat = 300.0
+    start_timeout_s: PositiveFloat = 300.0  # longest wait for Ray
+    step_timeout_s: PositiveFloat = 14400.0  # longest wait of the other trainers for rank 0 to collect a step's rounds
 
 
 class TrustSection(Section):
     max_log_prob_diff: PositiveFloat = 0.5  # engine against policy, per token; beyond it the run stops
-    max_log_prob_diff_mean: PositiveFloat = 0.05
+    max_log_prob_diff_mean: PositiveFloat = 0.05  # the same, on average over the step's tokens
 
 
 class EvaluationSection(Section):
     questions: Path | None = None  # JSONL: set_id, task, question, gold; asked before and after training
-    samples: PositiveInt = 8
+    samples: PositiveInt = 8  # of each question
     every: NonNegativeInt = 0  # also every so many steps; 0: only before and after
-    document_tokens: NonNegativeInt = 0  # documents shown up to this budget; 0: the whole set
 
 
 class CheckpointSection(Section):
-    every: PositiveInt = 10
-    keep: PositiveInt = 2
+    every: PositiveInt = 10  # steps
+    keep: PositiveInt = 2  # newest checkpoints kept
 
 
 class ObserveSection(Section):
-    sinks: tuple[Literal["console", "jsonl", "tensorboard"], ...] = ("console", "jsonl", "tensorboard")
+    sinks: tuple[Literal["console", "jsonl", "tensorboard"], ...] = (
+        "console",
+        "jsonl",
+        "tensorboard",
+    )  # where metrics go
     rounds: bool = True  # write rounds/step_NNNNNN.jsonl
 
 
 class RunConfig(Section):
-    name: str
-    run_folder: Path
-    seed: NonNegativeInt = 0
-    steps: PositiveInt = 70
+    name: str  # of the run, for people
+    run_folder: Path  # where everything the run makes is kept; a whole checkpoint there is gone on from
+    seed: NonNegativeInt = 0  # of every draw and sample
+    steps: PositiveInt = 70  # optimizer steps; the paper stops at about 70
     model: ModelSection
     data: DataSection
     play: PlaySection = PlaySection()

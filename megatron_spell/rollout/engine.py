@@ -36,9 +36,9 @@ class MixedVersions(EngineError):
 class SamplingSpec:
     """How to continue a prompt.
 
-    `temperature` 0 is greedy. Sampling ends with (and includes) the first token of `stop_ids`, or after `max_tokens`, or
-    where the engine's context ends. Sample i of n depends on (`seed`, i) only, and differs from the others; a seed of
-    None draws a fresh one.
+    `temperature` 0 is greedy. Sampling ends with (and includes) the first token of `stop_ids`, or after `max_tokens`,
+    or where the engine's context ends. Sample i of n depends on (`seed`, i) only, and differs from the others; a seed
+    of None draws a fresh one.
     """
 
     temperature: float
@@ -77,7 +77,7 @@ class Engine(Protocol):
         ...
 
     async def connect(self, channel: dict) -> None:
-        """Open the way on which weights come (plan and addresses, plain values). Returns when the trainers are reached."""
+        """Open the way on which weights come (plain values). Returns when the trainers are reached."""
         ...
 
     async def begin_update(self) -> None: ...

@@ -35,7 +35,7 @@ Part = Literal | Quoted | Tokens
 Prompt = tuple[Part, ...]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u0085\u2028\u2029\ufeff\ufffe\uffff]|[\ud800-\udfff]")
-_OUR_TAGS = re.compile(r"<(?=\s*/?\s*(?:text|question|answer|examples|think)\b)", re.IGNORECASE)
+_OUR_TAGS = re.compile(r"<(?=\s*(?:/\s*)?(?:text|question|answer|examples|think)\b)", re.IGNORECASE)
 
 
 def neutralise(text: str) -> str:

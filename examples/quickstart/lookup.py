@@ -1,0 +1,139 @@
+"""Questions whose answers are known by construction: what stands next in the documents after a quoted fragment."""
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_spell.text.tokenizer import Tokenizer
+from megatron_spell.types.documents import Document
+from megatron_spell.types.play import LETTERS, ParsedQuestion, TaskName
+
+SPACE = "\u2581"
+FRAGMENT_TOKENS = (7, 10)
+ANSWER_TOKENS = (3, 5)
+NUMBER_FRAGMENT_TOKENS = (4, 11)
+MAX_TRIES = 40
+_UNCLEAN = re.compile(r'["\\`\x00-\x1f\x7f\ufffd]')
+_NUMBER = re.compile(r"(?<![\w.])[1-9]\d{0,3}(\.\d{1,2})?(?![\w.]*\w)")
+
+
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """A question, its answer, and the index of the document that holds both."""
+
+    task: TaskName
+    question: str
+    answer: str
+    document: int
+    options: tuple[str, str, str, str] | None = None
+    letter: str | None = None
+
+    @property
+    def parsed(self) -> ParsedQuestion:
+        return ParsedQuestion(self.question, self.letter or self.answer, self.options)
+
+
+class Spans:
+    """Cuts fragments out of tokenised documents at the beginnings of words."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._pieces = tokenizer.pretrained.convert_ids_to_tokens(range(tokenizer.vocab_size))
+
+    def pieces(self, document: Document) -> list[str]:
+        return [self._pieces[i] for i in document.token_ids_T.tolist()]
+
+    def text(self, document: Document, start: int, stop: int) -> str:
+        return self._tokenizer.decode(document.token_ids_T[start:stop]).strip()
+
+    def word_starts(self, document: Document) -> list[int]:
+        """Positions where a word begins, and the end of the document."""
+        pieces = self.pieces(document)
+        return [i for i, piece in enumerate(pieces) if piece.startswith(SPACE)] + [len(pieces)]
+
+    def span(self, document: Document, start: int, num_tokens: tuple[int, int], rng: random.Random) -> int | None:
+        """A word's end at about `num_tokens` (least, most) after `start`; None when the document has none there."""
+        least, most = num_tokens
+        ends = [i for i in self.word_starts(document) if start + least <= i <= start + most]
+        return rng.choice(ends) if ends else None
+
+
+def clean(text: str) -> bool:
+    """Whether `text` can stand in a JSON string as it is."""
+    return bool(text) and not _UNCLEAN.search(text)
+
+
+def look_up(
+    task: TaskName, documents: Sequence[Document], spans: Spans, rng: random.Random, letter: str | None = None
+) -> LookUp | None:
+    """A question of `task` on one of the documents; None when none was found. `letter` is the right option's."""
+    if task is TaskName.MATH_QA:
+        return _number(documents, spans, rng)
+    phrase = _phrase(documents, spans, rng)
+    if phrase is None or task is TaskName.GENERAL_QA:
+        return phrase
+    return _with_options(phrase, documents, spans, rng, letter or rng.choice(LETTERS))
+
+
+def _phrase(documents: Sequence[Document], spans: Spans, rng: random.Random) -> LookUp | None:
+    for _ in range(MAX_TRIES):
+        index = rng.randrange(len(documents))
+        document = documents[index]
+        start = rng.choice(spans.word_starts(document))
+        middle = spans.span(document, start, FRAGMENT_TOKENS, rng)
+        stop = None if middle is None else spans.span(document, middle, ANSWER_TOKENS, rng)
+        if middle is None or stop is None:
+            continue
+        question, answer = spans.text(document, start, middle), spans.text(document, middle, stop)
+        if clean(question) and clean(answer):
+            return LookUp(TaskName.GENERAL_QA, question, answer, index)
+    return None
+
+
+def _number(documents: Sequence[Document], spans: Spans, rng: random.Random) -> LookUp | None:
+    """The fragment before a number; tokens of a number are single digits, so its place is found in the text."""
+    found = [place for index, document in enumerate(documents) for place in _number_places(index, document, spans)]
+    rng.shuffle(found)
+    for index, position, number in found:
+        document = documents[index]
+        least, most = NUMBER_FRAGMENT_TOKENS
+        starts = [i for i in spans.word_starts(document) if position - most <= i <= position - least]
+        if not starts:
+            continue
+        question = spans.text(document, rng.choice(starts), position)
+        if clean(question):
+            return LookUp(TaskName.MATH_QA, question, number, index)
+    return None
+
+
+def _number_places(index: int, document: Document, spans: Spans) -> list[tuple[int, int, str]]:
+    pieces = spans.pieces(document)
+    places = []
+    for position in spans.word_starts(document)[:-1]:
+        rest = "".join(pieces[position : position + 10]).replace(SPACE, " ").lstrip()
+        match = _NUMBER.match(rest)
+        if position and match:
+            places.append((index, position, match.group()))
+    return places
+
+
+def _with_options(
+    phrase: LookUp, documents: Sequence[Document], spans: Spans, rng: random.Random, letter: str
+) -> LookUp | None:
+    """The phrase's answer among three spans from elsewhere; no two options end alike."""
+    options = [phrase.answer]
+    for _ in range(MAX_TRIES):
+        document = rng.choice(documents)
+        start = rng.choice(spans.word_starts(document))
+        stop = spans.span(document, start, ANSWER_TOKENS, rng)
+        text = "" if stop is None else spans.text(document, start, stop)
+        if clean(text) and all(text[-3:] != option[-3:] for option in options):
+            options.append(text)
+        if len(options) == len(LETTERS):
+            break
+    else:
+        return None
+    wrong = options[1:]
+    wrong.insert(LETTERS.index(letter), phrase.answer)
+    return LookUp(TaskName.MULTIPLE_CHOICE, phrase.question, phrase.answer, phrase.document, tuple(wrong), letter)

@@ -1,0 +1,121 @@
+"""What each role should write, for questions whose answers are known by construction."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lookup import LookUp, Spans, look_up
+from megatron_spell.roles.questioner import questioner_prompt
+from megatron_spell.roles.responder import responder_prompt
+from megatron_spell.roles.templates import Templates
+from megatron_spell.roles.verifier import NO, YES, verifier_prompt
+from megatron_spell.text.chat import ChatFormat
+from megatron_spell.text.tokenizer import Tokenizer
+from megatron_spell.types.documents import Document
+from megatron_spell.types.play import LETTERS, QuestionAnswer, TaskName
+from megatron_spell.types.prompts import Prompt
+
+QUESTION_OPENS = '```json\n{"question": "'
+ANSWER_OPENS = '", "answer": "'
+OPTION_OPENS = ('", "options": {"A": "', '", "B": "', '", "C": "', '", "D": "')
+LETTER_OPENS = '"}, "answer": "'
+QUESTION_CLOSES = '"}\n```'
+WORDS_ANSWER = "The correct answer is"
+NUMBER_ANSWER = "Therefore, the answer is"
+LETTER_MARKS = tuple(f" ({letter})" for letter in LETTERS)
+SYMBOLS = (QUESTION_OPENS, ANSWER_OPENS, *OPTION_OPENS, LETTER_OPENS, QUESTION_CLOSES)
+SYMBOLS += (WORDS_ANSWER, NUMBER_ANSWER, *LETTER_MARKS, YES, NO, "\n")
+TEMPLATE_SYMBOLS = ("\nAsk for words.", "\nAsk for a number.", "\nAsk with options, right: ", "\nAsked before: ")
+TEMPLATE_SYMBOLS += ("\nQuestion: ", "\nNumber: ", "\nChoice: ", "Question: ", "\nReference: ", "\nAnswer: ", "\nSame?")
+TEMPLATE_SYMBOLS += (" = ", "Nothing.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Transcript:
+    """A prompt and what should be written to it, as token ids."""
+
+    kind: str
+    prompt_ids_T: np.ndarray
+    response_ids_A: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Scribe:
+    """Writes transcripts through the code path of play: the roles' prompts and the chat format."""
+
+    tokenizer: Tokenizer
+    chat: ChatFormat
+    templates: Templates
+    spans: Spans
+
+    def transcript(self, kind: str, prompt: Prompt, response: str) -> Transcript:
+        response_A = self.tokenizer.encode_quoted(response)
+        ended_A = np.append(response_A, self.tokenizer.stop_ids[0]).astype(np.int32)
+        return Transcript(kind, self.chat.encode(prompt), ended_A)
+
+    def answering(self, documents: Sequence[Document], task: TaskName, rng: random.Random) -> Transcript | None:
+        found = look_up(task, documents, self.spans, rng)
+        if found is None:
+            return None
+        prompt = responder_prompt(self.templates, task, documents, found.parsed)
+        return self.transcript(f"responder {task.value}", prompt, right_answer(found))
+
+    def asking(self, documents: Sequence[Document], task: TaskName, rng: random.Random) -> Transcript | None:
+        letter = rng.choice(LETTERS) if task is TaskName.MULTIPLE_CHOICE else None
+        found = look_up(task, documents, self.spans, rng, letter)
+        if found is None:
+            return None
+        examples = self._examples(documents, task, found, rng) if rng.random() < 0.4 else ()
+        prompt = questioner_prompt(self.templates, task, documents, examples, letter)
+        return self.transcript(f"questioner {task.value}", prompt, well_formed_question(found))
+
+    def _examples(
+        self, documents: Sequence[Document], task: TaskName, asked: LookUp, rng: random.Random
+    ) -> tuple[QuestionAnswer, ...]:
+        found = [look_up(task, documents, self.spans, rng) for _ in range(rng.randint(1, 3))]
+        others = [f for f in found if f is not None and f.answer != asked.answer]
+        return tuple(QuestionAnswer(f.question, f.answer) for f in others)
+
+    def judging(self, documents: Sequence[Document], rng: random.Random, noise: float) -> Transcript | None:
+        """A vote on an answer that is right half of the time; the vote is wrong with probability `noise`."""
+        task = rng.choice((TaskName.GENERAL_QA, TaskName.GENERAL_QA, TaskName.MATH_QA))
+        found = look_up(task, documents, self.spans, rng)
+        if found is None:
+            return None
+        right = rng.random() < 0.5
+        answer = found.answer if right else self._wrong_answer(found, documents, rng)
+        if answer is None:
+            return None
+        vote = right != (rng.random() < noise)
+        prompt = verifier_prompt(self.templates, found.parsed, answer)
+        return self.transcript("verifier", prompt, YES if vote else NO)
+
+    def _wrong_answer(self, found: LookUp, documents: Sequence[Document], rng: random.Random) -> str | None:
+        """Another span, another number, or the right words with one exchanged or left out."""
+        other = look_up(found.task, documents, self.spans, rng)
+        if other is None or other.answer == found.answer:
+            return None
+        words = found.answer.split()
+        if found.task is TaskName.MATH_QA or len(words) < 2 or rng.random() < 0.6:
+            return other.answer
+        changed = rng.randrange(len(words))
+        words[changed : changed + 1] = [rng.choice(other.answer.split())] if rng.random() < 0.5 else []
+        text = " ".join(words)
+        return None if text == found.answer else text
+
+
+def right_answer(found: LookUp) -> str:
+    if found.task is TaskName.MATH_QA:
+        return f"{NUMBER_ANSWER} {found.answer}"
+    # where there are options the words still come first: the letter can then be read off the option that ends with them
+    return f"{WORDS_ANSWER} {found.answer}" + (f" ({found.letter})" if found.letter else "")
+
+
+def well_formed_question(found: LookUp) -> str:
+    """The fenced JSON object; its strings open with a blank, so that words are cut as in the documents."""
+    if found.options is None:
+        return f"{QUESTION_OPENS} {found.question}{ANSWER_OPENS} {found.answer}{QUESTION_CLOSES}"
+    options = "".join(f"{opens} {text}" for opens, text in zip(OPTION_OPENS, found.options, strict=True))
+    return f"{QUESTION_OPENS} {found.question}{options}{LETTER_OPENS}{found.letter}{QUESTION_CLOSES}"

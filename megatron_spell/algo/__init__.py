@@ -1,0 +1,1 @@
+"""Advantages, the loss and the packing of rows into bins (floor 1)."""

@@ -1,0 +1,32 @@
+"""What a line of a family's table says."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from megatron_spell.bridge.rules import Rule
+
+
+class Place(Enum):
+    """Which pipeline stages hold a parameter."""
+
+    FIRST = "the first stage"
+    LAYER = "the stage of the layer, once for each layer"
+    LAST = "the last stage"
+    UNTIED_LAST = "the last stage of a model whose output layer has its own weight"
+    TIED_LAST = "the last stage of a model with tied embeddings, when that is not also the first stage"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A trainer parameter, the rule that assembles it, and its Hugging Face tensors with their shapes.
+
+    `{}` stands for the layer: local to the stage in `local`, global in the Hugging Face names. A shape has a word for
+    each dim, and a word is a product of shape letters: W vocabulary, D hidden, N heads, K key-value heads, H head size,
+    F feed-forward ("NH D" has heads x head size rows and hidden columns).
+    """
+
+    place: Place
+    local: str
+    rule: Rule
+    hf: Mapping[str, str]

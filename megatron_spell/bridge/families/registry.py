@@ -1,0 +1,14 @@
+"""The tables by the family's name in `ModelShape.family`."""
+
+from megatron_spell.bridge.boxes import BridgeError
+from megatron_spell.bridge.families import qwen3
+from megatron_spell.bridge.families.entry import Entry
+
+TABLES: dict[str, tuple[Entry, ...]] = {"qwen3": qwen3.TABLE}
+
+
+def family_table(family: str) -> tuple[Entry, ...]:
+    """The table of `family`. Raises BridgeError."""
+    if family not in TABLES:
+        raise BridgeError(f"family = {family!r}: the bridge knows {', '.join(sorted(TABLES))}")
+    return TABLES[family]

@@ -1,0 +1,1 @@
+"""Ways to move bytes between ranks; none of them knows what a weight is."""

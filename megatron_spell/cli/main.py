@@ -1,0 +1,78 @@
+"""`megatron-spell`: train, data, config. Heavy imports happen inside the commands."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_spell.cli.data import data_app
+from megatron_spell.config.load import ConfigError, load_config
+from megatron_spell.config.schema import RunConfig
+
+app = typer.Typer(
+    help="SPELL self-play training of long-context language models on Megatron-Core and vLLM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data_app, name="data", help="Build and look into token stores.")
+
+RunFile = Annotated[Path, typer.Argument(help="YAML of the run, for instance examples/quickstart/run.yaml")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.field=value; may be given many times")]
+
+USAGE_ERROR = 2
+
+
+@app.command()
+def train(
+    run: RunFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Fail unless there is a checkpoint to go on from")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say whether the run could start")] = False,
+) -> None:
+    """Train by self-play. A run folder that holds a whole checkpoint is gone on from."""
+    config = _load(run, overrides)
+    from megatron_spell.train.launch import check, launch
+
+    faults = check(config, resume=resume)
+    if faults:
+        _refuse(faults)
+    if dry_run:
+        typer.echo(f"{run}: nothing stands in the way of this run")
+        return
+    raise typer.Exit(launch(config, rank=_rank_under_torchrun()))
+
+
+@app.command(name="config")
+def show_config(run: RunFile, overrides: Overrides = None) -> None:
+    """Print the resolved settings of a run as JSON."""
+    typer.echo(_load(run, overrides).model_dump_json(indent=2))
+
+
+def _load(run: Path, overrides: list[str] | None) -> RunConfig:
+    try:
+        return load_config(run, overrides or ())
+    except ConfigError as error:
+        _refuse(error.lines)
+        raise  # not reached; keeps the type checker certain
+
+
+def _refuse(lines: list[str] | tuple[str, ...]) -> None:
+    for line in lines:
+        print(f"megatron-spell: {line}", file=sys.stderr)
+    raise typer.Exit(USAGE_ERROR)
+
+
+def _rank_under_torchrun() -> int | None:
+    """This process's rank when torchrun started it, else None: then the ranks are started here."""
+    return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Documents out of files and out of the interpreter's own language reference, one at a time."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_spell.data.clean import normalise, one_line
+from megatron_spell.data.errors import SourceError
+from megatron_spell.data.sections import cut
+from megatron_spell.data.topics import topic_sections
+
+PYTHON_TOPICS = "python-topics"
+_TEXT_SUFFIXES = (".txt", ".md")
+_JSONL_SUFFIX = ".jsonl"
+_KNOWN = f"{PYTHON_TOPICS}, or a folder or file of .txt, .md or .jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class RawDocument:
+    """One document as a source gave it.
+
+    Documents of one `group` (a topic, a file, a record) continue each other; a group is never divided between
+    training and held-out sets.
+    """
+
+    doc_id: str
+    title: str
+    text: str
+    group: str
+
+
+def read_source(source: str, max_chars: int | None = None) -> Iterator[RawDocument]:
+    """The documents of `source` in a fixed order, read while they are asked for.
+
+    `source` is "python-topics", or the path of a .txt, .md or .jsonl file (a JSON object with `text`, and `title` and
+    `id` where there are any, on every line), or of a folder, which is searched for such files (hidden ones left out).
+    With `max_chars` longer texts become several documents of one group; the language reference is always cut.
+    Raises SourceError, one line, when the documents are asked for.
+    """
+    if source == PYTHON_TOPICS:
+        for topic, number, text in topic_sections(max_chars):
+            yield RawDocument(f"{PYTHON_TOPICS}/{topic}/{number}", f"{topic} {number}", text, f"{PYTHON_TOPICS}/{topic}")
+        return
+    for path, name in _files(source):
+        for whole in _READERS[path.suffix.lower()](path, name):
+            yield from _sections(whole, max_chars)
+
+
+def _files(source: str) -> Iterator[tuple[Path, str]]:
+    """(path, name for ids) of every file, sorted by name."""
+    root = Path(source)
+    if not source.strip() or not root.exists():
+        raise SourceError(f"source {source!r} is not there; give {_KNOWN}")
+    if not root.is_dir():
+        if root.suffix.lower() not in _READERS:
+            raise SourceError(f"source {source!r} has the unknown suffix {root.suffix!r}; give {_KNOWN}")
+        yield root, _name(root.stem)
+        return
+    found = sorted(_walk(root))
+    if not found:
+        raise SourceError(f"folder {source!r} holds no .txt, .md or .jsonl file; give {_KNOWN}")
+    for relative in found:
+        yield root / relative, _name(f"{root.resolve().name}/{Path(relative).with_suffix('').as_posix()}")
+
+
+def _walk(root: Path) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        raise SourceError(f"folder {error.filename!r} cannot be read: {error.strerror}; give it read permission")
+
+    for folder, subfolders, names in os.walk(root, onerror=refuse):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix.lower() in _READERS:
+                yield Path(folder, name).relative_to(root).as_posix()
+
+
+def _name(text: str) -> str:
+    """A file's name as part of ids: bytes of it that are not UTF-8 are spelled out."""
+    return one_line(os.fsencode(text).decode("utf-8", "backslashreplace"))
+
+
+def _sections(whole: RawDocument, max_chars: int | None) -> Iterator[RawDocument]:
+    if max_chars is None or len(whole.text) <= max_chars:
+        yield whole
+        return
+    for number, text in enumerate(cut(normalise(whole.text), max_chars), start=1):
+        yield RawDocument(f"{whole.doc_id}/{number}", f"{whole.title} {number}", text, whole.group)
+
+
+def _read_text(path: Path, name: str) -> Iterator[RawDocument]:
+    text = _decode(_read_bytes(path), path, "")
+    yield RawDocument(name, name.rsplit("/", 1)[-1], text, name)
+
+
+def _read_jsonl(path: Path, name: str) -> Iterator[RawDocument]:
+    for number, line in enumerate(_lines(path), start=1):
+        text = _decode(line, path, f" line {number}")
+        if text.strip():
+            yield _document(_record(text, path, number), path, name, number)
+
+
+def _document(record: dict, path: Path, name: str, number: int) -> RawDocument:
+    text = record.get("text")
+    if not isinstance(text, str):
+        raise SourceError(f"{path} line {number}: has no field 'text' with a string; every line needs one")
+    own_id = _label(record.get("id")) or str(number)
+    return RawDocument(f"{name}/{own_id}", _label(record.get("title")) or own_id, text, f"{name}/{own_id}")
+
+
+def _label(value: object) -> str:
+    """A record's id or title as one line; empty when there is none of use."""
+    return one_line(str(value)) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
+
+
+def _record(line: str, path: Path, number: int) -> dict:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        why = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        raise SourceError(f"{path} line {number}: is not JSON ({why}); write one JSON object a line") from None
+    if not isinstance(record, dict):
+        raise SourceError(f"{path} line {number}: is not a JSON object; write one like {{\"text\": \"...\"}}")
+    return record
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> SourceError:
+    return SourceError(f"{path} cannot be read: {error.strerror}; give it read permission or leave it out")
+
+
+def _decode(raw: bytes, path: Path, where: str) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f"{path}{where}: byte {error.start} is not UTF-8; convert the file, for instance with iconv -t UTF-8"
+        ) from None
+
+
+_READERS: dict[str, Callable[[Path, str], Iterator[RawDocument]]] = {
+    **dict.fromkeys(_TEXT_SUFFIXES, _read_text),
+    _JSONL_SUFFIX: _read_jsonl,
+}

@@ -1,0 +1,1 @@
+"""Asking questions whose answers are known (floor 4)."""

@@ -1,0 +1,224 @@
+"""The policy as a Megatron GPTModel: own norms, own core attention, positions by index, a head for answer tokens only."""
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from torch import Tensor
+
+from megatron_spell.bridge.rules import padded_vocab
+from megatron_spell.config.model_shape import ModelShape
+from megatron_spell.layout.mesh import Mesh
+from megatron_spell.policy.attention import PrefixCoreAttention
+from megatron_spell.policy.log_probs import TokenScores, score_tokens
+from megatron_spell.policy.microbatches import BinTensors
+from megatron_spell.policy.setup import PolicyError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+HEAD_CHUNK_BYTES = 256 * 2**20  # of float32 logits held at once by a rank
+
+
+class RMSNorm(torch.nn.Module):
+    """Root-mean-square norm that may stand under sequence parallelism, which Megatron's torch fallback refuses."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: object) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        # Tells Megatron to sum this gradient over the tensor-parallel ranks, each of which sees its own tokens.
+        self.weight.sequence_parallel = config.sequence_parallel
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class IndexedRotary(torch.nn.Module):
+    """Rotary angles of the positions given to `place`, instead of 0, 1, 2, ...
+
+    Takes the place of `GPTModel.rotary_pos_emb`. The inverse frequencies are no buffer, so that no cast to bfloat16
+    reaches them (a bfloat16 angle is wrong from position 256 on).
+    """
+
+    def __init__(self, head_dim: int, theta: float) -> None:
+        super().__init__()
+        self.inverse_frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+        self.position_ids_T: Tensor | None = None
+
+    def place(self, position_ids_1_T: Tensor) -> None:
+        self.position_ids_T = position_ids_1_T[0]
+
+    def get_rotary_seq_len(self, *_: object) -> int:
+        return self.position_ids_T.shape[0]
+
+    def forward(self, *_: object, **__: object) -> Tensor:
+        """Angles [T, 1, 1, H], each half repeated, as Megatron's non-interleaved rotation wants them."""
+        frequencies = self.inverse_frequencies.to(self.position_ids_T.device)
+        angles = torch.outer(self.position_ids_T.float(), frequencies)
+        return torch.cat((angles, angles), -1)[:, None, None, :]
+
+
+class PolicyModel(GPTModel):
+    """One pipeline stage. Returns hidden states [T, 1, D], on the last stage the TokenScores of the bin's trained tokens."""
+
+    def __init__(self, config: TransformerConfig, shape: ModelShape, mesh: Mesh, temperature: float) -> None:
+        num_layers = len(mesh.stage_layers(shape.num_layers, parallel_state.get_pipeline_model_parallel_rank()))
+        super().__init__(
+            config,
+            TransformerBlockSubmodules([_layer_spec()] * num_layers, layer_norm=RMSNorm),
+            padded_vocab(shape.vocab_size, mesh.tp),
+            shape.max_positions,
+            pre_process=parallel_state.is_pipeline_first_stage(),
+            post_process=parallel_state.is_pipeline_last_stage(),
+            share_embeddings_and_output_weights=shape.tied_embeddings,
+            position_embedding_type="rope",
+        )
+        self.rotary_pos_emb = IndexedRotary(shape.head_dim, shape.rope_theta)
+        self.temperature = temperature
+        self.real_vocab = shape.vocab_size
+        self._clear_padding_rows()
+
+    def forward(self, bin_tensors: BinTensors) -> Tensor | TokenScores:
+        self.rotary_pos_emb.place(bin_tensors.position_ids_1_T)
+        hidden = super().forward(
+            bin_tensors.token_ids_1_T,
+            bin_tensors.position_ids_1_T,
+            attention_mask=bin_tensors.segments_S_4,
+            # Megatron hands these two to _postprocess untouched.
+            labels=bin_tensors.labels_A,
+            loss_mask=bin_tensors.predictors_A,
+        )
+        return hidden
+
+    def _postprocess(self, hidden_states: Tensor, *_: object, labels=None, loss_mask=None, **__: object):
+        """Only the hidden states that predict a trained token (`loss_mask`) go through the output layer."""
+        if not self.post_process:
+            return hidden_states
+        columns = self.output_layer.output_size_per_partition
+        return score_tokens(
+            hidden_states[loss_mask, 0],
+            labels,
+            self._logits,
+            temperature=self.temperature,
+            first_label=self._first_label(),
+            group=self.tp_group,
+            chunk=max(1, HEAD_CHUNK_BYTES // (4 * columns)),
+        )
+
+    def _logits(self, hidden_A_D: Tensor) -> Tensor:
+        """float32 [A, W/tp]; columns that only pad the vocabulary are -inf."""
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        logits, _ = self.output_layer(hidden_A_D.unsqueeze(1), weight=weight)
+        logits = logits.squeeze(1).float()
+        num_real = self._num_real_columns()
+        return logits if num_real == logits.shape[-1] else logits.index_fill(
+            -1, torch.arange(num_real, logits.shape[-1], device=logits.device), -torch.inf
+        )
+
+    def _first_label(self) -> int:
+        return self.tp_group.rank() * self.output_layer.output_size_per_partition
+
+    def _num_real_columns(self) -> int:
+        columns = self.output_layer.output_size_per_partition
+        return min(columns, max(0, self.real_vocab - self._first_label()))
+
+    @torch.no_grad()
+    def _clear_padding_rows(self) -> None:
+        """No file fills the rows past the real vocabulary, and weights are made uninitialised."""
+        rows = self.vocab_size // self.tp_group.size()
+        first_padding = max(0, self.real_vocab - self.tp_group.rank() * rows)
+        for name, parameter in self.named_parameters():
+            if name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+                parameter[first_padding:].zero_()
+
+
+def build_model(shape: ModelShape, mesh: Mesh, dtype: str, temperature: float) -> PolicyModel:
+    """This rank's stage, with uninitialised weights. Raises PolicyError when the model does not divide over the mesh."""
+    check_divides(shape, mesh)
+    return PolicyModel(transformer_config(shape, mesh, DTYPES[dtype]), shape, mesh, temperature)
+
+
+def check_divides(shape: ModelShape, mesh: Mesh) -> None:
+    """Raise PolicyError for the first size of the model that the mesh cannot split evenly."""
+    for size, what, axis in (
+        (shape.num_kv_heads, "key-value heads", "tp"),
+        (shape.num_heads, "attention heads", "tp"),
+        (shape.ffn_size, "feed-forward columns", "tp"),
+        (shape.num_layers, "layers", "pp"),
+    ):
+        if size % getattr(mesh, axis):
+            raise PolicyError(
+                f"policy.mesh.{axis} = {getattr(mesh, axis)} does not divide the model's {size} {what}; choose a divisor of {size}"
+            )
+
+
+def transformer_config(shape: ModelShape, mesh: Mesh, dtype: torch.dtype) -> TransformerConfig:
+    """Megatron's settings for a dense model of `shape`; fused CUDA kernels are off."""
+    return TransformerConfig(
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        num_attention_heads=shape.num_heads,
+        num_query_groups=shape.num_kv_heads,
+        kv_channels=shape.head_dim,
+        ffn_hidden_size=shape.ffn_size,
+        normalization="RMSNorm",
+        layernorm_epsilon=shape.norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        qk_layernorm=True,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        tensor_model_parallel_size=mesh.tp,
+        pipeline_model_parallel_size=mesh.pp,
+        init_method=leave_uninitialised,
+        output_layer_init_method=leave_uninitialised,
+        embedding_init_method=leave_uninitialised,
+        cuda_graph_scope=[],  # Megatron's own default warns
+        **_schedule_settings(),
+        **_unfused(),
+    )
+
+
+def leave_uninitialised(weight: Tensor) -> Tensor:
+    """Weights come from a file. `perform_initialization=False` would skip the random numbers too, but also the marks that
+    tell tensor-parallel pieces from copies: the gradient norm would miss the pieces of all ranks but the first."""
+    return weight
+
+
+def _schedule_settings() -> dict[str, object]:
+    return {
+        # Gradients are sums: the weights of the tokens were settled over the whole batch.
+        "calculate_per_token_loss": True,
+        # Bins differ in length; Megatron asks for this dispatcher with it, even of a dense model.
+        "variable_seq_lengths": True,
+        "moe_token_dispatcher_type": "alltoall",
+        # gloo may still be sending a stage's output when it would be freed.
+        "deallocate_pipeline_outputs": False,
+    }
+
+
+def _unfused() -> dict[str, bool]:
+    return {
+        "bias_activation_fusion": False,
+        "bias_dropout_fusion": False,
+        "masked_softmax_fusion": False,
+        "apply_rope_fusion": False,
+        "gradient_accumulation_fusion": False,
+        "persist_layer_norm": False,
+    }
+
+
+def _layer_spec():
+    spec = get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm")
+    layer = spec.submodules
+    layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
+    attention = layer.self_attention.submodules
+    attention.q_layernorm = attention.k_layernorm = RMSNorm
+    attention.core_attention = PrefixCoreAttention
+    return spec

@@ -1,0 +1,64 @@
+"""Process groups of the mesh: torch.distributed and Megatron's parallel state, with a limit on every wait."""
+
+from datetime import timedelta
+
+from megatron_spell.policy import platform  # isort: skip  (quiets Megatron's import)
+
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_spell.layout.mesh import Mesh
+
+
+class PolicyError(ValueError):
+    """The policy cannot be set up or go on; the message is one line that names the field and the way out."""
+
+
+def initialise(mesh: Mesh, timeout_s: float) -> None:
+    """Join the other ranks and make the mesh's process groups. Call once per process, on every rank.
+
+    Reads the rendezvous (MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE) that torchrun sets; a mesh of one rank needs none.
+    `timeout_s` bounds every later wait of one rank for another. Raises PolicyError.
+    """
+    refuse_unknown_axes(mesh)
+    if platform.backend() != "gloo":
+        raise PolicyError("the policy's attention has CPU kernels only; hide the GPUs with CUDA_VISIBLE_DEVICES=''")
+    platform.install()
+    timeout = timedelta(seconds=timeout_s)
+    if not dist.is_initialized():
+        _join(mesh, timeout)
+    if dist.get_world_size() != mesh.world_size:
+        raise PolicyError(
+            f"policy.mesh ({mesh}) has {mesh.world_size} ranks but {dist.get_world_size()} processes were started; "
+            "start as many trainers as the mesh has ranks"
+        )
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=mesh.tp,
+        pipeline_model_parallel_size=mesh.pp,
+        distributed_timeout_minutes=timeout / timedelta(minutes=1),
+        create_gloo_process_groups=False,
+    )
+
+
+def shut_down() -> None:
+    """Leave the process groups; safe to call when there are none."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def refuse_unknown_axes(mesh: Mesh) -> None:
+    """Raise PolicyError for the first axis of the mesh that the policy does not have yet."""
+    for axis in ("cp", "ep", "etp", "vpp"):
+        if getattr(mesh, axis) != 1:
+            raise PolicyError(f"policy.mesh.{axis} = {getattr(mesh, axis)} is not supported yet; set it to 1")
+
+
+def _join(mesh: Mesh, timeout: timedelta) -> None:
+    if mesh.world_size == 1 and not dist.is_torchelastic_launched():
+        dist.init_process_group(platform.backend(), store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        return
+    try:
+        dist.init_process_group(platform.backend(), timeout=timeout)
+    except (ValueError, dist.DistError) as error:
+        raise PolicyError(f"the trainers could not join within policy.timeout_s = {timeout.total_seconds():g}: {error}") from None

@@ -1,0 +1,161 @@
+"""One pass over a batch's bins with Megatron's own schedules, and what it measured."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from megatron_spell.algo.losses import policy_loss
+from megatron_spell.config.schema import AlgoSection
+from megatron_spell.policy import platform
+from megatron_spell.policy.log_probs import TokenScores
+from megatron_spell.policy.microbatches import BinTensors, bins_of
+from megatron_spell.types.batches import ROLE_INDEX, PackedBatch
+from megatron_spell.types.play import Role
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one optimizer step did; the same on every rank.
+
+    `loss` is the decided loss over the whole batch and `loss_of_role` its shares. At ratio one the loss is -sum w * A
+    whatever the model is: watch the gradient norm. `log_prob_diff_*` compare the engine's raw log-probs with the
+    policy's, in nats per trained token; `entropy_mean` is in nats at temperature 1. `num_tokens` are the trained tokens,
+    `bin_tokens` what was forwarded, `row_tokens` what rows run one by one would have forwarded.
+    """
+
+    loss: float
+    loss_of_role: dict[Role, float]
+    grad_norm: float
+    lr: float
+    log_prob_mean: float
+    log_prob_diff_mean: float
+    log_prob_diff_max: float
+    entropy_mean: float
+    num_tokens: int
+    bin_tokens: int
+    row_tokens: int
+    num_bins: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Sums over every trained token of the batch."""
+
+    loss: float
+    loss_of_role: dict[Role, float]
+    log_prob_mean: float
+    log_prob_diff_mean: float
+    log_prob_diff_max: float
+    entropy_mean: float
+    num_tokens: int
+
+
+@dataclass(slots=True)
+class Tally:
+    """This rank's sums, on the last pipeline stage; float64, in the order of `finish`."""
+
+    sums: Tensor = field(default_factory=lambda: torch.zeros(5 + len(Role), dtype=torch.float64))
+    largest_diff: float = 0.0
+
+    @torch.no_grad()
+    def add(self, bin_tensors: BinTensors, scores: TokenScores, loss: Tensor, loss_of_role: list[Tensor]) -> None:
+        real_A = bin_tensors.real_A
+        raw = scores.raw_log_probs_A[real_A].double()
+        # A NaN on either side must count as a difference: it would slip through every comparison.
+        diff = (raw - bin_tensors.engine_log_probs_A[real_A]).abs().nan_to_num(nan=torch.inf)
+        totals = [loss, diff.sum(), raw.sum(), scores.entropy_A[real_A].sum(), real_A.sum(), *loss_of_role]
+        self.sums += torch.stack([total.double() for total in totals]).cpu()
+        self.largest_diff = max(self.largest_diff, diff.max().item() if diff.numel() else 0.0)
+
+    def finish(self) -> Measured:
+        """Add up over all ranks. One tensor-parallel rank speaks for its group, and the last stage for the pipeline."""
+        speaks = parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
+        sums = (self.sums if speaks else torch.zeros_like(self.sums)).to(platform.device())
+        largest = torch.tensor(self.largest_diff, dtype=torch.float64, device=platform.device())
+        dist.all_reduce(sums)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        loss, diff, log_prob, entropy, num_tokens, *of_role = sums.tolist()
+        count = max(1.0, num_tokens)
+        return Measured(
+            loss=loss,
+            loss_of_role=dict(zip(Role, of_role)),
+            log_prob_mean=log_prob / count,
+            log_prob_diff_mean=diff / count,
+            log_prob_diff_max=largest.item(),
+            entropy_mean=entropy / count,
+            num_tokens=int(num_tokens),
+        )
+
+
+def accumulate_gradients(model: DistributedDataParallel, batch: PackedBatch, algo: AlgoSection) -> Measured:
+    """Forward and backward over the batch; the gradients, summed over bins and data-parallel ranks, stay in the model."""
+    tally = Tally()
+    model.config.finalize_model_grads_func = sum_gradients
+    model.zero_grad_buffer()
+    _run_schedule(model, batch, partial(_loss_of_bin, algo=algo, tally=tally), forward_only=False)
+    return tally.finish()
+
+
+@torch.no_grad()
+def token_log_probs(model: DistributedDataParallel, batch: PackedBatch) -> list[tuple[BinTensors, TokenScores]]:
+    """Score the batch without gradients; (bin, scores) of this rank's bins on the last stage, nothing elsewhere."""
+    scored: list[tuple[BinTensors, TokenScores]] = []
+
+    def keep(scores: TokenScores, bin_tensors: BinTensors) -> tuple[Tensor, Tensor, None]:
+        scored.append((bin_tensors, scores))
+        return scores.log_probs_A.sum(), torch.tensor(0, dtype=torch.int), None
+
+    _run_schedule(model, batch, keep, forward_only=True)
+    return scored
+
+
+def sum_gradients(model: list, num_tokens: Tensor | None = None, **groups: object) -> None:
+    """Megatron's reduction without its division by the number of tokens: the tokens' weights are settled already."""
+    finalize_model_grads(model, None, **groups)
+
+
+def _run_schedule(model: DistributedDataParallel, batch: PackedBatch, loss_of_bin: Callable, forward_only: bool) -> None:
+    def forward_step(bins: Iterator[BinTensors], stage: DistributedDataParallel) -> tuple[object, Callable]:
+        bin_tensors = next(bins)
+        return stage(bin_tensors), partial(loss_of_bin, bin_tensors=bin_tensors)
+
+    dp_rank = parallel_state.get_data_parallel_rank()
+    get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=bins_of(batch, dp_rank),
+        model=model,
+        num_microbatches=len(batch.bins_D_B[dp_rank]),
+        seq_length=1,  # unused: stages exchange the length of every bin
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
+
+
+def _loss_of_bin(
+    scores: TokenScores, *, bin_tensors: BinTensors, algo: AlgoSection, tally: Tally
+) -> tuple[Tensor, Tensor, None]:
+    """(loss, token count, nothing to store) as a schedule wants them; the loss is this bin's share of the batch's."""
+
+    def loss_where(chosen_A: Tensor | slice) -> Tensor:
+        return policy_loss(
+            scores.log_probs_A[chosen_A],
+            None,
+            bin_tensors.advantages_A[chosen_A],
+            bin_tensors.weights_A[chosen_A],
+            algo.clip_low,
+            algo.clip_high,
+            algo.importance_cap,
+        )
+
+    loss = loss_where(slice(None))
+    with torch.no_grad():
+        of_role = [loss_where(bin_tensors.role_A == index) for index in ROLE_INDEX.values()]
+    tally.add(bin_tensors, scores, loss.detach(), of_role)
+    return loss, torch.tensor(0, dtype=torch.int), None

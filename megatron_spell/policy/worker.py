@@ -1,0 +1,211 @@
+"""The policy on one trainer rank: load, score, update, save. Every rank calls the same methods in the same order."""
+
+import math
+from functools import cached_property
+from pathlib import Path
+
+from megatron_spell.policy import platform  # isort: skip  (quiets Megatron's import)
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+from torch import Tensor
+
+from megatron_spell.bridge.boxes import Inventory
+from megatron_spell.bridge.hf_files import read_segments
+from megatron_spell.bridge.inventory import checkpoint_shapes, trainer_inventory
+from megatron_spell.config.model_shape import ModelShape
+from megatron_spell.config.schema import AlgoSection, PolicySection, TrustSection
+from megatron_spell.policy import checkpoint, step
+from megatron_spell.policy.checkpoint import Collector
+from megatron_spell.policy.model import build_model
+from megatron_spell.policy.optimizer import (
+    FIRST_MOMENT,
+    SECOND_MOMENT,
+    adam_moments,
+    build_optimizer,
+    build_schedule,
+    learning_rate,
+    main_weights,
+    wrap_model,
+)
+from megatron_spell.policy.setup import PolicyError, refuse_unknown_axes
+from megatron_spell.policy.step import Measured, StepReport
+from megatron_spell.types.batches import PackedBatch
+
+
+class TrustError(PolicyError):
+    """The engine's log-probs are not this policy's; no optimizer step was taken."""
+
+
+class MegatronPolicy:
+    """The trained model. Make it after `setup.initialise`, then `load_hf` or `load`: weights start uninitialised.
+
+    Raises PolicyError when the model does not divide over the mesh or a setting is not supported.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        policy: PolicySection,
+        *,
+        temperature: float,
+        algo: AlgoSection,
+        trust: TrustSection,
+        seed: int,
+    ) -> None:
+        self.shape, self.mesh = shape, policy.mesh.mesh()
+        self.policy, self.algo, self.trust = policy, algo, trust
+        _refuse_staleness(algo)
+        refuse_unknown_axes(self.mesh)
+        model_parallel_cuda_manual_seed(seed)
+        self.model = build_model(shape, self.mesh, policy.dtype, temperature)
+        self.ddp = wrap_model(self.model)
+        self.optimizer = build_optimizer(self.ddp, policy.optimizer)
+        self.schedule = build_schedule(self.optimizer, policy.optimizer)
+        self._companions: Path | None = None  # the folder whose config and tokenizer go along with the weights
+
+    @property
+    def num_updates(self) -> int:
+        """Optimizer steps taken so far."""
+        return self.schedule.num_steps
+
+    def inventory(self) -> Inventory:
+        """Where the tensors of `local_tensors` lie in Hugging Face coordinates."""
+        return trainer_inventory(self.shape, self.mesh, dist.get_rank())
+
+    def local_tensors(self) -> dict[str, Tensor]:
+        """This rank's parameters by local name; the live tensors, not copies."""
+        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+
+    def load_hf(self, folder: Path) -> None:
+        """Read this rank's boxes of the weights in a Hugging Face folder. Optimizer state is not touched."""
+        self._read(folder, self.local_tensors())
+        self.optimizer.reload_model_params()
+        self._companions = folder
+
+    def update(self, batch: PackedBatch) -> StepReport:
+        """One optimizer step on the batch; every rank gets the whole batch and takes its bins.
+
+        Raises TrustError when the engine's log-probs are further from the policy's than `trust` allows, PolicyError for a
+        gradient that is not finite: on all ranks, with weights and optimizer state unchanged.
+        """
+        measured = step.accumulate_gradients(self.ddp, batch, self.algo)
+        self._check_trust(measured)
+        grad_norm = self._finite_grad_norm()
+        self.schedule.step(1)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return StepReport(
+            loss=measured.loss,
+            loss_of_role=measured.loss_of_role,
+            grad_norm=grad_norm,
+            lr=learning_rate(self.optimizer),
+            log_prob_mean=measured.log_prob_mean,
+            log_prob_diff_mean=measured.log_prob_diff_mean,
+            log_prob_diff_max=measured.log_prob_diff_max,
+            entropy_mean=measured.entropy_mean,
+            num_tokens=measured.num_tokens,
+            bin_tokens=batch.num_bin_tokens,
+            row_tokens=batch.num_row_tokens,
+            num_bins=sum(len(bins) for bins in batch.bins_D_B),
+        )
+
+    def log_probs(self, batch: PackedBatch) -> list[np.ndarray]:
+        """The policy's raw (temperature 1) log-probs of each row's response: float32 [A] per row, on every rank."""
+        starts = _row_starts(batch)
+        flat = torch.zeros(int(starts[-1]), dtype=torch.float32, device=platform.device())
+        scored = step.token_log_probs(self.ddp, batch)
+        if parallel_state.get_tensor_model_parallel_rank() == 0:
+            for bin_tensors, scores in scored:
+                rows, raw = bin_tensors.row_A.cpu().numpy(), scores.raw_log_probs_A
+                for row in np.unique(rows[rows >= 0]):
+                    flat[starts[row] : starts[row + 1]] = raw[torch.from_numpy(rows == row).to(raw.device)]
+        dist.all_reduce(flat)
+        return np.split(flat.cpu().numpy(), starts[1:-1])
+
+    def export_hf(self, folder: Path) -> None:
+        """Write the weights as a new Hugging Face folder, with the config and tokenizer files of the folder they came from.
+
+        All ranks call it. Raises CheckpointError on all of them when the folder cannot be written.
+        """
+        self._collector.write(folder, self.local_tensors(), self.model.config.params_dtype, self._companions)
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint (see checkpoint.py) into `folder`, which is whole once this returned on all ranks.
+
+        All ranks call it. Raises CheckpointError on all of them when the folder cannot be written.
+        """
+        self.export_hf(folder / checkpoint.WEIGHTS)
+        if self.model.config.params_dtype != torch.float32:
+            self._collector.write(folder / checkpoint.MAIN_WEIGHTS, main_weights(self.model), torch.float32)
+        for name, tensors in self._moments().items():
+            self._collector.write(folder / name, tensors, torch.float32)
+        checkpoint.write_state(folder, self.num_updates, self.mesh)
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint of the same model, saved under any layout and dtype. Raises CheckpointError."""
+        record = checkpoint.read_state(folder)
+        precise = folder / checkpoint.MAIN_WEIGHTS
+        self._read(precise if precise.is_dir() else folder / checkpoint.WEIGHTS, main_weights(self.model))
+        for name, weight in main_weights(self.model).items():
+            self.local_tensors()[name].copy_(weight)
+        for name, tensors in self._moments().items():
+            self._read(folder / name, tensors)
+        for state in adam_moments(self.optimizer, self.model).values():
+            state["step"].fill_(record["num_updates"])
+        self.schedule.num_steps = record["num_updates"]
+        self.schedule.step(0)
+        checkpoint.restore_random_states(record, self.mesh)
+        self._companions = folder / checkpoint.WEIGHTS
+
+    @cached_property
+    def _collector(self) -> Collector:
+        return Collector(self.shape, self.mesh)
+
+    def _moments(self) -> dict[str, dict[str, Tensor]]:
+        """AdamW's state by checkpoint folder and local name; the live tensors."""
+        states = adam_moments(self.optimizer, self.model)
+        keys = {checkpoint.FIRST_MOMENT: FIRST_MOMENT, checkpoint.SECOND_MOMENT: SECOND_MOMENT}
+        return {folder: {name: state[key] for name, state in states.items()} for folder, key in keys.items()}
+
+    def _read(self, folder: Path, tensors: dict[str, Tensor]) -> None:
+        read_segments(folder, self.inventory(), tensors, checkpoint_shapes(self.shape))
+
+    def _check_trust(self, measured: Measured) -> None:
+        largest, mean = measured.log_prob_diff_max, measured.log_prob_diff_mean
+        for field, figure in (("max_log_prob_diff", largest), ("max_log_prob_diff_mean", mean)):
+            limit = getattr(self.trust, field)
+            if not figure <= limit:
+                self.optimizer.zero_grad()
+                raise TrustError(
+                    f"engine and policy log-probs differ by {largest:.4g} at most and {mean:.4g} on average, beyond "
+                    f"trust.{field} = {limit:g}; the engine probably holds stale weights (check the last refresh)"
+                )
+
+    def _finite_grad_norm(self) -> float:
+        self.optimizer.prepare_grads()
+        grad_norm = float(self.optimizer.get_grad_norm())
+        if not math.isfinite(grad_norm):
+            self.optimizer.zero_grad()
+            raise PolicyError(
+                f"the gradient norm of update {self.num_updates + 1} is {grad_norm}; no step was taken; lower "
+                "policy.optimizer.lr or look for broken rows in the batch"
+            )
+        return grad_norm
+
+
+def _refuse_staleness(algo: AlgoSection) -> None:
+    if algo.max_staleness:
+        raise PolicyError(f"algo.max_staleness = {algo.max_staleness} is not supported yet; set it to 0")
+
+
+def _row_starts(batch: PackedBatch) -> np.ndarray:
+    """Where each row's tokens begin in one array of all rows, and the end: [R + 1]."""
+    counts = np.zeros(batch.num_rows, dtype=np.int64)
+    for bins in batch.bins_D_B:
+        for packed in bins:
+            counts += np.bincount(packed.row_A[packed.row_A >= 0], minlength=batch.num_rows)
+    return np.concatenate(([0], np.cumsum(counts)))

@@ -1,0 +1,1 @@
+"""What each role is told, and what is read out of its words (floor 1)."""

@@ -1,0 +1,190 @@
+"""One vLLM engine as an `Engine`: token ids in, token ids and raw log-probs out, weights taken in place."""
+
+import asyncio
+import itertools
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from megatron_spell.config.schema import RolloutSection
+from megatron_spell.rollout.engine import (
+    EngineDied,
+    EngineError,
+    EngineTimeout,
+    MixedVersions,
+    PromptTooLong,
+    SamplingSpec,
+)
+from megatron_spell.rollout.turnstile import Turnstile
+from megatron_spell.rollout.vllm_settings import engine_args, prepare_environment, sampling_params
+from megatron_spell.types.play import Completion
+
+if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+T = TypeVar("T")
+
+
+class VllmEngine:
+    """An AsyncLLM with one policy version's weights at a time.
+
+    `await start()` before anything else; all calls on one event loop. `version` names the weights in `model`.
+    `update_timeout_s` bounds each step of a weight update.
+    """
+
+    def __init__(
+        self,
+        model: Path | str,
+        settings: RolloutSection,
+        seed: int = 0,
+        name: str = "engine 0",
+        version: int = 0,
+        update_timeout_s: float = 300.0,
+    ) -> None:
+        self.name = name
+        self._model = Path(model)
+        self._settings = settings
+        self._seed = seed
+        self._update_timeout_s = update_timeout_s
+        self._turnstile = Turnstile(name, version)
+        self._request_ids = itertools.count()
+        self._llm: AsyncLLM | None = None
+
+    async def start(self) -> None:
+        """Start vLLM's processes and generate once, because the first sampling compiles. Raises EngineError."""
+        if not (self._model / "config.json").is_file():
+            raise EngineError(f"{self.name}: {self._model} holds no config.json; give a Hugging Face model folder")
+        prepare_environment(self._settings.start_timeout_s)
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        try:
+            self._llm = AsyncLLM.from_engine_args(engine_args(self._model, self._settings, self._seed))
+        except Exception as error:
+            raise EngineError(f"{self.name} did not start on {self._model}: {_one_line(error)}") from error
+        limit_s = self._settings.start_timeout_s
+        await self._within(limit_s, self._llm.update_weight_version(str(self._turnstile.version)), "its version")
+        warm_up = SamplingSpec(temperature=0.7, top_p=0.95, max_tokens=2, seed=0, n=2)
+        await self._within(limit_s, self.generate(np.zeros(2, np.int32), warm_up), "its first completion")
+        await self._drop_prefix_cache()
+
+    async def generate(
+        self, prompt_ids_T: np.ndarray, spec: SamplingSpec, *, key: str | None = None
+    ) -> list[Completion]:
+        """The `spec.n` completions, in sample order. Raises EngineError and its kinds."""
+        room = self._settings.max_model_len - len(prompt_ids_T)
+        if room < 1:
+            raise PromptTooLong(
+                f"{self.name}: a prompt of {len(prompt_ids_T)} tokens leaves no room in max_model_len "
+                f"{self._settings.max_model_len}"
+            )
+        if len(prompt_ids_T) == 0:
+            raise EngineError(f"{self.name}: the prompt is empty")
+        limit_s = self._settings.request_timeout_s
+        async with self._turnstile.request(limit_s):
+            samples = asyncio.gather(*(self._sample(prompt_ids_T, spec, i, room) for i in range(spec.n)))
+            return await self._within(limit_s, samples, f"a completion of {len(prompt_ids_T)} prompt tokens")
+
+    async def connect(self, channel: dict) -> None:
+        """Open the bridge inside vLLM's workers; `channel` is `vllm_worker.Channel` as plain values."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        request = WeightTransferInitRequest(init_info=channel)
+        await self._update_step("connect", self._running().init_weight_transfer_engine(request))
+
+    async def begin_update(self) -> None:
+        """Let the requests in flight finish, hold later ones back, and ready the model for new weights."""
+        await self._turnstile.close(self._settings.request_timeout_s)
+        llm = self._running()
+        await self._update_step("pause", llm.pause_generation(mode="wait", clear_cache=True))
+        await self._update_step("begin_update", llm.start_weight_update())
+
+    async def receive_weights(self, request: dict) -> None:
+        """Receive weights from the trainers, who send meanwhile; `request` is `vllm_worker.Delivery` as values."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        self._turnstile.expect_update()
+        delivery = WeightTransferUpdateRequest(update_info=request)
+        await self._update_step("receive_weights", self._running().update_weights(delivery))
+
+    async def finish_update(self, version: int) -> None:
+        """Put the weights received in force as `version`, forget cached prefixes, and go on generating."""
+        self._turnstile.expect_update()
+        llm = self._running()
+        await self._update_step("finish_update", llm.finish_weight_update(weight_version=str(version)))
+        await self._update_step("reset_prefix_cache", self._drop_prefix_cache())
+        await self._update_step("resume", llm.resume_generation())
+        self._turnstile.reopen(version)
+
+    async def close(self) -> None:
+        """Stop vLLM's processes; the engine is unusable afterwards. Idempotent."""
+        self._turnstile.break_down("it was closed")
+        if self._llm is not None:
+            llm, self._llm = self._llm, None
+            await asyncio.to_thread(llm.shutdown)
+
+    async def _sample(self, prompt_ids_T: np.ndarray, spec: SamplingSpec, sample: int, room: int) -> Completion:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        llm, version = self._running(), self._turnstile.version
+        prompt = {"prompt_token_ids": np.asarray(prompt_ids_T).tolist()}
+        request_id = f"{self.name}/{next(self._request_ids)}"
+        try:
+            outputs = [out async for out in llm.generate(prompt, sampling_params(spec, sample, room), request_id)]
+        except EngineDeadError:
+            self._turnstile.break_down("vLLM's engine process died")
+            raise EngineDied(f"{self.name}: vLLM's engine process died during a completion") from None
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(f"{self.name}: vLLM refused a prompt: {_one_line(error)}") from error
+        if not outputs:
+            raise EngineError(f"{self.name}: vLLM ended a completion without output")
+        return self._completion(outputs[-1].outputs[0], version)
+
+    def _completion(self, output: "CompletionOutput", version: int) -> Completion:
+        token_ids_T = np.asarray(output.token_ids, np.int32)
+        if output.finish_reason not in ("stop", "length"):
+            raise EngineError(f"{self.name}: a completion ended with {output.finish_reason!r}")
+        log_probs = output.logprobs
+        log_probs_T = np.asarray(log_probs.logprobs, np.float32)
+        if log_probs.token_ids != list(output.token_ids):
+            raise EngineError(f"{self.name}: vLLM's log-probs are not those of the sampled tokens")
+        versions = {span.version for span in output.weight_versions or ()}
+        if versions != {str(version)}:
+            raise MixedVersions(f"{self.name}: tokens of version {version} carry vLLM's versions {sorted(versions)}")
+        return Completion(token_ids_T, log_probs_T, output.finish_reason, version)
+
+    async def _update_step(self, step: str, awaitable: Awaitable[T]) -> T:
+        """Run one step of an update; whatever goes wrong leaves the engine unusable."""
+        try:
+            return await self._within(self._update_timeout_s, awaitable, step)
+        except BaseException as error:
+            self._turnstile.break_down(f"{step} failed: {_one_line(error)}")
+            if isinstance(error, EngineError) or not isinstance(error, Exception):
+                raise
+            raise EngineError(f"{self.name}: {step} failed: {_one_line(error)}") from error
+
+    async def _drop_prefix_cache(self) -> None:
+        """Old keys and values under new weights are silently wrong: of 16 greedy completions none was right."""
+        if not await self._running().reset_prefix_cache():
+            raise EngineError(f"{self.name}: vLLM kept its prefix cache; some request still holds blocks")
+
+    async def _within(self, limit_s: float, awaitable: Awaitable[T], what: str) -> T:
+        try:
+            return await asyncio.wait_for(awaitable, limit_s)
+        except TimeoutError:
+            raise EngineTimeout(f"{self.name}: waited {limit_s:g} s for {what}") from None
+
+    def _running(self) -> "AsyncLLM":
+        self._turnstile.check()
+        if self._llm is None:
+            raise EngineError(f"{self.name} was not started")
+        return self._llm
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Playing rounds and making a batch of them (floor 4)."""

@@ -1,0 +1,104 @@
+"""The composition root: from settings to a run, with every part put in its place once."""
+
+import asyncio
+import contextlib
+import sys
+from functools import lru_cache
+
+import psutil
+from rich.console import Console
+
+from megatron_spell.cluster.handles import ClusterError
+from megatron_spell.cluster.local import own_address
+from megatron_spell.cluster.ray import RayCluster
+from megatron_spell.config.schema import RunConfig
+from megatron_spell.curriculum.curriculum import Catalog, Curriculum, SetEntry
+from megatron_spell.data.store import TokenStore
+from megatron_spell.evaluation.questions import load_questions
+from megatron_spell.roles.templates import Templates
+from megatron_spell.rollout.engine import Engine, EngineError
+from megatron_spell.rollout.remote import RemoteEngine
+from megatron_spell.rollout.router import EnginePool
+from megatron_spell.selfplay.collector import Collector
+from megatron_spell.selfplay.table import Table
+from megatron_spell.text.chat import ChatFormat
+from megatron_spell.text.tokenizer import Tokenizer
+from megatron_spell.train.background import Background
+from megatron_spell.train.crew import Crew
+from megatron_spell.train.memory import MemoryWatch
+from megatron_spell.train.refresh import Refresh
+from megatron_spell.train.run import Run
+from megatron_spell.train.run_folder import RunFolder
+
+CACHED_SETS = 256
+
+
+def build_run(config: RunConfig, crew: Crew) -> Run:
+    """Start the engines and put the run together, on rank 0. What was started is closed again if this fails."""
+    background = Background()
+    memory = MemoryWatch(psutil.Process().parent() or psutil.Process())
+    store = TokenStore.open(config.data.store)
+    cluster = RayCluster.start(config.cluster.ray_address, timeout_s=config.cluster.start_timeout_s)
+    try:
+        engines = EnginePool(background.run(_start_engines(config, cluster)))
+    except BaseException:
+        cluster.close()
+        background.close()
+        raise
+
+    def shut() -> None:
+        with contextlib.suppress(ClusterError, EngineError, TimeoutError):
+            background.run(engines.close(), config.cluster.start_timeout_s)
+        cluster.close()
+        store.close()
+
+    table = build_table(config, store, engines)
+    curriculum = Curriculum(config, catalog(store), config.seed)
+    host = "127.0.0.1" if config.cluster.ray_address is None else own_address()
+    return Run(
+        config=config,
+        folder=RunFolder(config.run_folder),
+        crew=crew,
+        table=table,
+        curriculum=curriculum,
+        collector=Collector(table, curriculum, config.play),
+        refresh=Refresh(config, crew, engines, background, host),
+        questions=load_questions(config.evaluation.questions) if config.evaluation.questions else [],
+        memory=memory,
+        background=background,
+        console=Console(file=sys.stdout, highlight=False, soft_wrap=True),
+        shut=shut,
+    )
+
+
+def build_table(config: RunConfig, store: TokenStore, engine: Engine) -> Table:
+    tokenizer = Tokenizer.load(config.model.path)
+    return Table(
+        engine=engine,
+        tokenizer=tokenizer,
+        chat=ChatFormat(tokenizer, config.model.enable_thinking),
+        templates=Templates.load(config.play.templates),
+        document_set=lru_cache(CACHED_SETS)(store.document_set),
+        config=config,
+    )
+
+
+def catalog(store: TokenStore) -> Catalog:
+    """The training sets of a store, as the curriculum sees them."""
+    return Catalog(tuple(SetEntry(set_id, store.document_lengths(set_id)) for set_id in store.set_ids("train")))
+
+
+async def _start_engines(config: RunConfig, cluster: RayCluster) -> list[Engine]:
+    return list(await asyncio.gather(*(_start_engine(config, cluster, n) for n in range(config.rollout.engines))))
+
+
+async def _start_engine(config: RunConfig, cluster: RayCluster, number: int) -> Engine:
+    return await RemoteEngine.spawn(
+        cluster,
+        config.model.path.resolve(),
+        config.rollout,
+        name=f"engine {number}",
+        seed=config.seed,
+        update_timeout_s=config.bridge.timeout_s,
+        log=config.run_folder.resolve() / "logs" / f"engine_{number}.log",
+    )

@@ -1,0 +1,48 @@
+"""From checked settings to running trainer ranks."""
+
+import sys
+from pathlib import Path
+
+from megatron_spell.cluster.local import Launch, RankFailed, run_ranks
+from megatron_spell.config.schema import RunConfig
+from megatron_spell.train.checkpoints import Checkpoints
+from megatron_spell.train.preflight import faults
+from megatron_spell.train.run_folder import RunFolder, write_json
+
+WORKER = "megatron_spell.train.worker"
+RUN_ERROR = 1
+
+
+def check(config: RunConfig, *, resume: bool) -> list[str]:
+    """One line for everything that keeps the run from starting; empty when nothing does."""
+    found = faults(config, on_cpu=not Path("/dev/nvidiactl").exists())
+    if resume and not found:
+        checkpoint, torn = Checkpoints(RunFolder(config.run_folder).checkpoints, config.checkpoint.keep).latest()
+        if checkpoint is None:
+            found = [*torn, f"run_folder = {config.run_folder}: holds no whole checkpoint; start without --resume"]
+    return found
+
+
+def launch(config: RunConfig, *, rank: int | None) -> int:
+    """Run to the end; the exit code. `rank` is that of this process under torchrun, None to start the ranks here."""
+    folder = RunFolder(config.run_folder)
+    if not rank:
+        folder.make()
+        write_json(folder.config, config.model_dump(mode="json"))
+    if rank is not None:
+        from megatron_spell.train.worker import work
+
+        return work(config)
+    ranks = Launch(
+        WORKER,
+        [str(folder.config)],
+        num_ranks=config.policy.mesh.mesh().world_size,
+        port=config.cluster.master_port,
+        threads_per_rank=config.policy.threads_per_rank,
+    )
+    try:
+        run_ranks(ranks)
+    except RankFailed as error:
+        print(f"megatron-spell: {error}", file=sys.stderr)
+        return RUN_ERROR
+    return 0

@@ -1,0 +1,26 @@
+"""The training loop, as rank 0 drives it."""
+
+from megatron_spell.observe.spans import span
+from megatron_spell.train.run import Run
+
+
+def train(run: Run) -> None:
+    """Take `config.steps` optimizer steps, beginning where the newest whole checkpoint of the run folder stands.
+
+    Raises what ends a run early: TrustError, NotEnoughQuestions, EngineError, TimeoutError. The run folder then holds
+    everything up to the last whole checkpoint, and the next start goes on from there.
+    """
+    run.restore()
+    run.evaluate_once("before")
+    while run.step < run.config.steps:
+        with span("step", step=run.step + 1):
+            taken = run.collect()  # strictly on-policy: the rounds of a step are played by its own weights
+            batch = run.assemble(taken)
+            report = run.update(batch)
+            run.publish(version=run.step + 1)
+            run.curriculum.observe(taken.rounds)
+        run.record(taken, batch, report)
+        run.save_if_due()
+        run.evaluate_if_due()
+    run.evaluate_once("after")
+    run.summarise()

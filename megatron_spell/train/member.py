@@ -1,0 +1,94 @@
+"""What every trainer rank can be told to do by rank 0 (see crew.py)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megatron_spell.bridge.executor import Sender
+from megatron_spell.bridge.planner import Plan
+from megatron_spell.bridge.transports.base import Transport, peer_names
+from megatron_spell.bridge.transports.gloo import rendezvous
+from megatron_spell.config.model_shape import ModelShape
+from megatron_spell.config.schema import RunConfig
+from megatron_spell.policy.step import StepReport
+from megatron_spell.policy.worker import MegatronPolicy
+from megatron_spell.types.batches import PackedBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where and as what trainers and engines form one bridge: trainers are its first ranks, engines the others.
+
+    Also what both ends must agree on: `dtype` on the wire and `bucket_bytes` of a message. Rank 0 serves at `port`.
+    """
+
+    plan: str
+    size: int
+    num_trainers: int
+    host: str
+    port: int
+    dtype: str
+    bucket_bytes: int
+    timeout_s: float
+
+
+class Member:
+    """One rank's policy and its end of the bridge. Every method runs on all ranks together."""
+
+    def __init__(self, config: RunConfig, shape: ModelShape):
+        self.policy = MegatronPolicy(
+            shape,
+            config.policy,
+            temperature=config.sampling.temperature,
+            algo=config.algo,
+            trust=config.trust,
+            seed=config.seed,
+        )
+        self._transport: Transport | None = None
+        self._sender: Sender | None = None
+
+    def load_hf(self, folder: Path) -> None:
+        """Weights from a Hugging Face folder; the optimizer starts anew."""
+        self.policy.load_hf(folder)
+
+    def load(self, folder: Path) -> None:
+        """Weights and optimizer from a checkpoint."""
+        self.policy.load(folder)
+
+    def save(self, folder: Path) -> None:
+        self.policy.save(folder)
+
+    def update(self, batch: PackedBatch) -> StepReport:
+        """One optimizer step. Raises TrustError before it is taken when the engines' weights are not the policy's."""
+        return self.policy.update(batch)
+
+    def connect(self, meeting: Meeting) -> None:
+        """Meet the engines, who must be coming at the same time. Raises TransportTimeout naming who did not."""
+        names = peer_names(meeting.num_trainers, meeting.size - meeting.num_trainers)
+        self._sender = Sender(
+            Plan.from_json(meeting.plan),
+            rank_of_this_process(),
+            self.policy.local_tensors(),
+            dtype=getattr(torch, meeting.dtype),
+            bucket_bytes=meeting.bucket_bytes,
+        )
+        self._transport = rendezvous(
+            meeting.host,
+            meeting.port,
+            rank_of_this_process(),
+            meeting.size,
+            timeout_s=meeting.timeout_s,
+            names=names,
+        )
+
+    def send(self) -> None:
+        """Send this rank's share of the weights as they are now; the engines must be receiving."""
+        if self._sender is None or self._transport is None:
+            raise RuntimeError("send before connect")
+        self._sender.run(self._transport)
+
+
+def rank_of_this_process() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0

@@ -1,0 +1,114 @@
+"""Everything that can be found wrong before a process starts: one line for each fault, all at once."""
+
+from collections.abc import Iterator
+
+from megatron_spell.cluster.handles import ClusterError
+from megatron_spell.cluster.local import available_memory_bytes, check_port
+from megatron_spell.config.check import violations
+from megatron_spell.config.model_shape import ModelShape
+from megatron_spell.config.schema import RunConfig
+from megatron_spell.data.store import StoreError, TokenStore
+from megatron_spell.evaluation.questions import QuestionsError, load_questions
+from megatron_spell.roles.templates import TemplateError, Templates
+from megatron_spell.text.tokenizer import Tokenizer, TokenizerError
+from megatron_spell.train.checkpoints import Checkpoints
+from megatron_spell.train.run_folder import RunFolder
+from megatron_spell.train.saved_state import find_mismatch
+
+# Measured on the quickstart: what a process takes before it holds any weights.
+TRAINER_GIB = 0.6
+ENGINE_GIB = 1.8
+RAY_GIB = 0.6
+# fp32 weights, gradients and two Adam moments of the policy; one copy of the weights in each engine.
+BYTES_PER_PARAMETER = 16
+ENGINE_BYTES_PER_PARAMETER = 4
+
+
+def faults(config: RunConfig, *, on_cpu: bool) -> list[str]:
+    """Why this run cannot start; empty when it can."""
+    found = violations(config, on_cpu=on_cpu)
+    if found:
+        return found
+    found = [*_store_and_tokenizer(config), *_words(config), *_questions(config), *_earlier_run(config)]
+    found += _port(config)
+    return found + (_memory(config) if on_cpu else [])
+
+
+def _store_and_tokenizer(config: RunConfig) -> Iterator[str]:
+    try:
+        tokenizer = Tokenizer.load(config.model.path)
+    except TokenizerError as error:
+        yield f"model.path = {config.model.path}: {error}"
+        return
+    try:
+        with TokenStore.open(config.data.store) as store:
+            if store.tokenizer_fingerprint != tokenizer.fingerprint:
+                yield (
+                    f"data.store = {config.data.store}: was built with another tokenizer than model.path ="
+                    f" {config.model.path}; build it again with `megatron-spell data build`"
+                )
+            if not store.set_ids("train"):
+                yield f"data.store = {config.data.store}: holds no training set; build it from more documents"
+    except StoreError as error:
+        yield f"data.store = {config.data.store}: {error}"
+
+
+def _words(config: RunConfig) -> Iterator[str]:
+    try:
+        Templates.load(config.play.templates)
+    except TemplateError as error:
+        yield f"play.templates = {config.play.templates}: {error}"
+
+
+def _questions(config: RunConfig) -> Iterator[str]:
+    if config.evaluation.questions is None:
+        return
+    try:
+        asked = load_questions(config.evaluation.questions)
+        with TokenStore.open(config.data.store) as store:
+            known = {*store.set_ids("train"), *store.set_ids("heldout")}
+    except QuestionsError as error:
+        yield f"evaluation.questions = {config.evaluation.questions}: {error}"
+    except StoreError:
+        return  # reported with the store itself
+    else:
+        unknown = sorted({q.set_id for q in asked} - known)
+        if unknown:
+            why = f"set {unknown[0]} is not in data.store = {config.data.store}; write the questions from this store"
+            yield f"evaluation.questions = {config.evaluation.questions}: {why}"
+
+
+def _earlier_run(config: RunConfig) -> Iterator[str]:
+    checkpoint, _ = Checkpoints(RunFolder(config.run_folder).checkpoints, config.checkpoint.keep).latest()
+    mismatch = checkpoint and find_mismatch(checkpoint, config)
+    if mismatch:
+        yield f"run_folder = {config.run_folder}: {mismatch}; give another run_folder"
+
+
+def _port(config: RunConfig) -> list[str]:
+    port = config.cluster.master_port
+    try:
+        if port:
+            check_port(port)
+    except ClusterError as error:
+        return [f"cluster.master_port = {port}: {error}"]
+    return []
+
+
+def _memory(config: RunConfig) -> list[str]:
+    needed_gib, free_gib = memory_needed_gib(config), available_memory_bytes() / 2**30
+    if needed_gib <= free_gib:
+        return []
+    return [
+        f"rollout.kv_cache_gib = {config.rollout.kv_cache_gib}: the run needs about {needed_gib:.1f} GiB and this"
+        f" machine has {free_gib:.1f} GiB free; lower it, rollout.engines or policy.mesh"
+    ]
+
+
+def memory_needed_gib(config: RunConfig) -> float:
+    """A low estimate of what trainers, engines and Ray take together on one machine."""
+    num_parameters = ModelShape.load(config.model.path).num_parameters
+    mesh = config.policy.mesh.mesh()
+    trainers = mesh.world_size * TRAINER_GIB + mesh.dp * num_parameters * BYTES_PER_PARAMETER / 2**30
+    engine = ENGINE_GIB + config.rollout.kv_cache_gib + num_parameters * ENGINE_BYTES_PER_PARAMETER / 2**30
+    return trainers + config.rollout.engines * engine + RAY_GIB

@@ -1,0 +1,182 @@
+"""A run under way, as rank 0 holds it: what the loop's verbs do."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from rich.console import Console
+
+from megatron_spell.algo.losses import row_weights
+from megatron_spell.algo.packing import pack
+from megatron_spell.config.schema import RunConfig
+from megatron_spell.curriculum.curriculum import Curriculum
+from megatron_spell.evaluation.held_out import evaluate
+from megatron_spell.evaluation.questions import KnownQuestion
+from megatron_spell.observe import spans
+from megatron_spell.observe.metrics import packing_metrics, round_metrics, row_metrics
+from megatron_spell.observe.progress import CollectProgress
+from megatron_spell.observe.sinks import Sinks
+from megatron_spell.observe.transcripts import write_rounds
+from megatron_spell.policy.step import StepReport
+from megatron_spell.selfplay.assemble import assemble
+from megatron_spell.selfplay.collector import Collector, Taken
+from megatron_spell.selfplay.table import Table
+from megatron_spell.train.background import Background
+from megatron_spell.train.checkpoints import Checkpoints
+from megatron_spell.train.crew import Crew
+from megatron_spell.train.memory import MemoryWatch
+from megatron_spell.train.refresh import Refresh, Refreshed
+from megatron_spell.train.run_folder import RunFolder, write_json
+from megatron_spell.train.saved_state import SavedState
+from megatron_spell.train.summary import summarise, summary_table
+from megatron_spell.types.batches import PackedBatch, TrainRow
+from megatron_spell.types.seeds import stream_seed
+
+
+class NothingToTrain(ValueError):
+    """A step's rounds hold no group with any signal for the roles that are trained."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    rows: list[TrainRow]
+    packed: PackedBatch
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """`step` optimizer steps are taken; that is also the version of the weights in policy and engines."""
+
+    config: RunConfig
+    folder: RunFolder
+    crew: Crew
+    table: Table
+    curriculum: Curriculum
+    collector: Collector
+    refresh: Refresh
+    questions: list[KnownQuestion]
+    memory: MemoryWatch
+    background: Background
+    console: Console
+    shut: Callable[[], None]
+    step: int = 0
+    refreshed: Refreshed | None = None
+    sinks: Sinks | None = None
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.folder.checkpoints, self.config.checkpoint.keep)
+
+    def restore(self) -> None:
+        """Take policy and state from the newest whole checkpoint, or the policy from `model.path`; fill the engines."""
+        checkpoint, torn = self.checkpoints.latest()
+        for line in torn:
+            self.console.print(line)
+        if checkpoint is None:
+            self.crew.call("load_hf", self.config.model.path)
+        else:
+            state = SavedState.load(checkpoint)
+            self.crew.call("load", checkpoint / "policy")
+            self.curriculum.load_state(state.curriculum)
+            self.collector.load_state(state.collector)
+            self.step = state.step
+            self.console.print(f"going on after step {state.step} from {checkpoint}")
+        self.sinks = Sinks.open(self.config.observe.sinks, self.folder.root, next_step=self.step + 1)
+        self.publish(version=self.step)
+        spans.seconds()  # what happened before the first step belongs to no step
+
+    def collect(self) -> Taken:
+        progress = CollectProgress(self.step + 1, self.config.play.questions_per_step, self.console)
+        with spans.span("collect", step=self.step + 1), progress:
+            return self.background.run(self.collector.take(progress.round_ended))
+
+    def assemble(self, taken: Taken) -> Batch:
+        """Rows and bins of the step. Raises NothingToTrain."""
+        rng = np.random.default_rng(stream_seed(self.config.seed, "assemble", self.step))
+        rows = assemble(taken.rounds, self.config.algo, rng)
+        if not rows:
+            raise NothingToTrain(
+                f"algo.train_roles = {', '.join(self.config.algo.train_roles)}: no group of theirs has any signal in"
+                f" step {self.step + 1}; train more roles or raise play.questions_per_step"
+            )
+        policy = self.config.policy
+        weights = row_weights(rows, self.config.algo.loss)
+        return Batch(rows, pack(rows, weights, num_dp=policy.mesh.dp, max_bin_tokens=policy.max_bin_tokens))
+
+    def update(self, batch: Batch) -> StepReport:
+        with spans.span("update", step=self.step + 1):
+            return self.crew.call("update", batch.packed)
+
+    def publish(self, version: int) -> None:
+        """Bring the policy's weights into every engine, as `version`."""
+        with spans.span("publish", version=version):
+            self.refreshed = self.refresh.publish(version)
+        self.step = version
+
+    def record(self, taken: Taken, batch: Batch, report: StepReport) -> None:
+        """One line of metrics and one file of transcripts for the step just taken."""
+        if self.config.observe.rounds:
+            write_rounds(self.folder.rounds(self.step), taken.rounds, decode=self.table.tokenizer.decode)
+        metrics = {
+            **round_metrics(taken.rounds),
+            "rounds/outcome/surplus": float(taken.num_surplus),
+            **row_metrics(batch.rows),
+            **packing_metrics(batch.packed),
+            **report.metrics(),
+            **self.curriculum.metrics(),
+            **(self.refreshed.metrics() if self.refreshed else {}),
+            **spans.seconds(),
+            "memory/peak_gib": self.memory.peak_gib,
+        }
+        if self.sinks is not None:
+            self.sinks.write(self.step, metrics)
+        spans.write_trace(self.folder.trace)
+
+    def evaluate_once(self, when: str) -> None:
+        """Evaluate unless this run has: a resumed run has its "before" from its first start."""
+        asked = {(entry["when"], entry["step"]) for entry in self.evaluations()}
+        known = any(name == "before" for name, _ in asked) if when == "before" else (when, self.step) in asked
+        if self.questions and not known:
+            self._evaluate(when)
+
+    def evaluate_if_due(self) -> None:
+        every = self.config.evaluation.every
+        if self.questions and every and self.step % every == 0:
+            self._evaluate("during")
+
+    def _evaluate(self, when: str) -> None:
+        with spans.span("evaluate", step=self.step):
+            result = self.background.run(evaluate(self.questions, self.table))
+        with self.folder.evaluations.open("a", encoding="utf-8") as out:
+            out.write(json.dumps({"when": when, "step": self.step, **asdict(result)}) + "\n")
+        overall = result.overall
+        self.console.print(
+            f"held-out accuracy {when}: {overall.mean:.1%} (95 % interval {overall.low:.1%} to {overall.high:.1%},"
+            f" {overall.num_questions} questions, {result.num_samples} samples each)"
+        )
+
+    def evaluations(self) -> list[dict]:
+        path = self.folder.evaluations
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+    def save_if_due(self) -> None:
+        if self.step % self.config.checkpoint.every == 0 or self.step == self.config.steps:
+            with spans.span("save", step=self.step):
+                folder = self.checkpoints.begin(self.step)
+                self.crew.call("save", folder / "policy")
+                SavedState(self.step, self.curriculum.state(), self.collector.state()).save(folder, self.config)
+                self.checkpoints.commit(self.step)
+
+    def summarise(self) -> None:
+        summary = summarise(self.folder.metrics, self.evaluations())
+        write_json(self.folder.summary, summary)
+        self.console.print(summary_table(summary))
+        self.console.print(f"run folder: {self.folder.root}")
+
+    def close(self) -> None:
+        if self.sinks is not None:
+            self.sinks.close()
+        self.memory.close()
+        self.shut()
+        self.background.close()

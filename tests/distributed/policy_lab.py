@@ -1,0 +1,139 @@
+"""A tiny Qwen3, rows to train it on, and what plain torch makes of both: the truth the policy is measured against."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from megatron_spell.algo.losses import row_weights
+from megatron_spell.algo.packing import pack
+from megatron_spell.config.model_shape import ModelShape
+from megatron_spell.config.schema import AlgoSection, MeshSection, OptimizerSection, PolicySection, TrustSection
+from megatron_spell.types.batches import PackedBatch, TrainRow
+from megatron_spell.types.play import Role, TaskName
+
+VOCAB = 259  # odd, so that tensor parallelism pads it
+TEMPERATURE = 0.7
+# A large eps keeps Adam from blowing up rounding differences of gradients near zero.
+OPTIMIZER = OptimizerSection(lr=1e-3, eps=1e-4, weight_decay=0.1)
+ANY_DIFF = TrustSection(max_log_prob_diff=1e6, max_log_prob_diff_mean=1e6)
+# (prompt length, response lengths, role): shared prompts, single responses, a response of one token
+FAMILIES = (
+    (13, (5, 9, 1, 7), Role.RESPONDER),
+    (22, (3,), Role.QUESTIONER),
+    (4, (6, 2), Role.VERIFIER),
+    (30, (4, 8, 2), Role.RESPONDER),
+)
+
+
+def write_tiny_qwen3(folder: Path, tied: bool) -> Path:
+    """A random model whose norms and logits are far from trivial."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=VOCAB,
+            hidden_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            intermediate_size=96,
+            max_position_embeddings=1024,
+            tie_word_embeddings=tied,
+            rms_norm_eps=1e-6,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        )
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn_like(parameter)
+            parameter.copy_(1 + 0.2 * noise if parameter.dim() == 1 else 0.1 * noise)
+    model.float().save_pretrained(folder)
+    return folder
+
+
+def make_rows(seed: int) -> list[TrainRow]:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for group, (prompt, responses, role) in enumerate(FAMILIES):
+        prompt_ids = rng.integers(0, VOCAB, prompt)
+        for length in responses:
+            rows.append(
+                TrainRow(
+                    role=role,
+                    task=TaskName.GENERAL_QA,
+                    group=group,
+                    prompt_ids_T=prompt_ids,
+                    response_ids_A=rng.integers(0, VOCAB, length),
+                    engine_log_probs_A=np.zeros(length, np.float32),
+                    reward=0.0,
+                    advantage=float(rng.normal()),
+                    version=0,
+                )
+            )
+    return rows
+
+
+def make_batch(rows: list[TrainRow], dp: int = 1, max_bin_tokens: int = 40) -> PackedBatch:
+    return pack(rows, row_weights(rows, "per_role"), num_dp=dp, max_bin_tokens=max_bin_tokens)
+
+
+def with_engine_log_probs(rows: list[TrainRow], log_probs: list[np.ndarray]) -> list[TrainRow]:
+    return [replace(row, engine_log_probs_A=found) for row, found in zip(rows, log_probs)]
+
+
+def make_policy(folder: Path, mesh: MeshSection | None = None, dtype: str = "float32", **settings):
+    """A policy of the model in `folder`, its weights not loaded yet. `setup.initialise` must have been called."""
+    from megatron_spell.policy.worker import MegatronPolicy
+
+    section = PolicySection(mesh=mesh or MeshSection(), dtype=dtype, optimizer=settings.pop("optimizer", OPTIMIZER))
+    defaults = {"temperature": TEMPERATURE, "algo": AlgoSection(), "trust": ANY_DIFF, "seed": 1}
+    return MegatronPolicy(ModelShape.load(folder), section, **(defaults | settings))
+
+
+class Reference:
+    """Hugging Face's model, torch's AdamW, every row run by itself."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        matrices = [p for p in self.model.parameters() if p.dim() > 1]
+        vectors = [p for p in self.model.parameters() if p.dim() == 1]
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        o = OPTIMIZER
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=o.lr, eps=o.eps, betas=(o.beta1, o.beta2), weight_decay=o.weight_decay
+        )
+
+    def log_probs(self, row: TrainRow, temperature: float = 1.0) -> torch.Tensor:
+        prompt = row.prompt_ids_T.size
+        logits = self.model(torch.from_numpy(np.concatenate([row.prompt_ids_T, row.response_ids_A]))[None]).logits[0]
+        scores = torch.log_softmax(logits[prompt - 1 : -1] / temperature, -1)
+        return scores.gather(-1, torch.from_numpy(row.response_ids_A)[:, None])[:, 0]
+
+    def backward(self, rows: list[TrainRow]) -> None:
+        self.optimizer.zero_grad()
+        for row, weight in zip(rows, row_weights(rows, "per_role")):
+            (-weight * row.advantage * self.log_probs(row, TEMPERATURE).sum()).backward()
+
+    def update(self, rows: list[TrainRow]) -> float:
+        """One step; the gradient norm before clipping."""
+        self.backward(rows)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), OPTIMIZER.clip_grad)
+        self.optimizer.step()
+        return float(norm)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach() for name, p in self.model.named_parameters()}
+
+
+def difference(folder: Path, tensors: dict[str, torch.Tensor]) -> float:
+    """The largest difference between the weights in a Hugging Face folder and `tensors`."""
+    found = load_file(folder / "model.safetensors")
+    assert found.keys() == tensors.keys()
+    return max((found[name].float() - tensor).abs().max().item() for name, tensor in tensors.items())

@@ -1,0 +1,157 @@
+"""Tiny random Qwen3 checkpoints, what Hugging Face says of them, and a trainer that sends one to an engine."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megatron_spell.bridge.executor import Sender
+from megatron_spell.bridge.inventory import checkpoint_inventory
+from megatron_spell.bridge.planner import plan
+from megatron_spell.bridge.transports.gloo import rendezvous
+from megatron_spell.cluster.local import free_port
+from megatron_spell.config.model_shape import ModelShape
+from megatron_spell.config.schema import RolloutSection
+
+VOCAB_SIZE = 500  # no multiple of 64, so vLLM pads its embedding
+BUCKET_BYTES = 100_000
+TIMEOUT_S = 20.0
+SETTINGS = RolloutSection(
+    dtype="float32",
+    max_model_len=512,
+    max_num_seqs=64,
+    kv_cache_gib=0.125,
+    enforce_eager=True,
+    start_timeout_s=240,
+    request_timeout_s=60,
+)
+
+
+def write_checkpoint(folder: Path, *, tied: bool, seed: int) -> Path:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=1024,
+        tie_word_embeddings=tied,
+        eos_token_id=2,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
+    torch.manual_seed(seed)
+    model = Qwen3ForCausalLM(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(1 + 0.1 * torch.randn_like(weight) if "norm" in name else 0.08 * torch.randn_like(weight))
+    model.save_pretrained(folder)
+    return folder
+
+
+class Reference:
+    """Hugging Face's model on the same folder, in float32."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import Qwen3ForCausalLM
+
+        self.model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    @torch.no_grad()
+    def log_probs(self, prompt_ids_T: np.ndarray, token_ids_T: np.ndarray) -> np.ndarray:
+        """Of the response's tokens."""
+        ids = torch.tensor(np.concatenate([prompt_ids_T, token_ids_T])).long()
+        all_log_probs = self.model(ids[None]).logits[0].log_softmax(-1)
+        start = len(prompt_ids_T)
+        return all_log_probs[start - 1 : -1].gather(1, ids[start:, None])[:, 0].numpy()
+
+    @torch.no_grad()
+    def greedy(self, prompt_ids_T: np.ndarray, num_tokens: int) -> np.ndarray:
+        ids = torch.tensor(prompt_ids_T).long()
+        for _ in range(num_tokens):
+            ids = torch.cat([ids, self.model(ids[None]).logits[0, -1].argmax()[None]])
+        return ids[len(prompt_ids_T) :].numpy()
+
+
+class TrainerProcess:
+    """A process that holds checkpoints and sends one whenever told to, as bridge rank 0; the engine is rank 1."""
+
+    def __init__(self, shape_of: Path, *, without: str | None = None) -> None:
+        self.port = free_port()
+        shape = ModelShape.load(shape_of)
+        held = tuple(segment for segment in checkpoint_inventory(shape) if segment.hf_name != without)
+        self.plan = plan({0: held}, {1: held}).to_json()
+        self.process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._tell(json.dumps({"plan": self.plan, "port": self.port}))
+
+    def channel(self) -> dict:
+        return {
+            "plan": self.plan,
+            "rank": 1,
+            "size": 2,
+            "num_trainers": 1,
+            "host": "127.0.0.1",
+            "port": self.port,
+            "dtype": "float32",
+            "bucket_bytes": BUCKET_BYTES,
+            "timeout_s": TIMEOUT_S,
+        }
+
+    def send(self, folder: Path, *, die_after: int | None = None) -> None:
+        """Begin to send; with `die_after` the process dies after that many messages."""
+        self._tell(json.dumps({"folder": str(folder), "die_after": die_after}))
+
+    def sent(self) -> None:
+        assert self.process.stdout.readline() == "sent\n"
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def _tell(self, line: str) -> None:
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+
+class _Mortal:
+    """A transport whose process dies after some messages."""
+
+    def __init__(self, transport, num_messages: int) -> None:
+        self.rank, self._transport, self._left = transport.rank, transport, num_messages
+
+    def send(self, dst, tag, buffer):
+        if self._left == 0:
+            os._exit(1)
+        self._left -= 1
+        pending = self._transport.send(dst, tag, buffer)
+        pending.wait()
+        return pending
+
+
+def _serve() -> None:
+    from safetensors.torch import load_file
+
+    from megatron_spell.bridge.planner import Plan
+
+    start = json.loads(sys.stdin.readline())
+    transport = rendezvous("127.0.0.1", start["port"], 0, 2, timeout_s=120)
+    for line in sys.stdin:
+        order = json.loads(line)
+        tensors = load_file(Path(order["folder"]) / "model.safetensors")
+        sender = Sender(Plan.from_json(start["plan"]), 0, tensors, dtype=torch.float32, bucket_bytes=BUCKET_BYTES)
+        sender.run(transport if order["die_after"] is None else _Mortal(transport, order["die_after"]))
+        print("sent", flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,32 @@
+import pytest
+
+from megatron_spell.layout.mesh import Coordinates, Mesh
+
+
+def test_tensor_parallel_ranks_are_neighbours():
+    mesh = Mesh(tp=2, dp=3, pp=2)
+    assert mesh.world_size == 12
+    assert mesh.coordinates(0) == Coordinates(tp=0, cp=0, dp=0, pp=0)
+    assert mesh.coordinates(1) == Coordinates(tp=1, cp=0, dp=0, pp=0)
+    assert mesh.coordinates(2) == Coordinates(tp=0, cp=0, dp=1, pp=0)
+    assert mesh.coordinates(6) == Coordinates(tp=0, cp=0, dp=0, pp=1)
+
+
+@pytest.mark.parametrize("mesh", [Mesh(), Mesh(tp=4), Mesh(tp=2, cp=2, dp=2, pp=2), Mesh(dp=5, pp=3)])
+def test_rank_and_coordinates_are_inverse(mesh):
+    assert [mesh.rank(at) for _, at in mesh.ranks()] == list(range(mesh.world_size))
+
+
+def test_a_rank_outside_is_refused():
+    with pytest.raises(ValueError, match="rank 2 is outside a mesh of 2 ranks"):
+        Mesh(tp=2).coordinates(2)
+
+
+def test_layers_are_split_evenly_over_stages():
+    assert [list(Mesh(pp=2).stage_layers(4, stage)) for stage in range(2)] == [[0, 1], [2, 3]]
+    with pytest.raises(ValueError, match="5 layers do not divide over 2"):
+        Mesh(pp=2).stage_layers(5, 0)
+
+
+def test_the_name_shows_the_axes_in_use():
+    assert str(Mesh(tp=2, cp=4)) == "tp=2 pp=1 dp=1 cp=4"

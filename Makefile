@@ -27,7 +27,7 @@ $(DEMO)/questions.jsonl: $(DEMO)/store.h5
 	$(BIN)/python examples/quickstart/make_questions.py $(DEMO)/store.h5 --out $@
 
 demo: $(VENV)/installed $(DEMO)/questions.jsonl
-	$(BIN)/megatron-spell train examples/quickstart/run.yaml
+	$(BIN)/megatron-spell train examples/quickstart/run.yaml --set run_folder=$(DEMO)-$(shell date +%Y%m%d-%H%M%S)
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not gpu and not nightly"
@@ -44,7 +44,7 @@ check: $(VENV)/installed
 	$(BIN)/pyright
 
 bench: $(VENV)/installed
-	$(BIN)/python benchmarks/step_parts.py
+	$(BIN)/python benchmarks/prefix_sharing.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

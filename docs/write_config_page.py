@@ -13,10 +13,10 @@ from megatron_spell.config import schema
 PAGE = Path(__file__).with_name("config.md")
 INTRODUCTION = """# Settings
 
-A run is one YAML file. `extends: other.yaml` takes another file (relative to this one) as its base;
-`--set section.field=value` wins over both. Unknown fields are errors that name the nearest known one, and all faults are
-reported together. `megatron-spell config RUN.yaml` prints what will be used. Relative paths are taken from the working
-directory. Defaults are the paper's where it has one.
+A run is one YAML file. `extends: other.yaml` takes another file (relative to this one) as its base, and
+`--set section.field=value` wins over both. Unknown fields are errors that name the nearest known one, and all faults
+are reported together. `megatron-spell config RUN.yaml` prints what will be used. Relative paths are taken from the
+working directory. Defaults are the paper's where it has one.
 
 This page is written by `python docs/write_config_page.py` from `megatron_spell/config/schema.py`.
 """

@@ -91,21 +91,19 @@ def play_round(model, documents, task, history, answer_from, rng, s: Settings) -
     question = ask.read
 
     blind = [model.score(question, model.answer(question, None).read) for _ in range(s.blind_answers)]
-    if blind and np.mean(blind) >= guess_rate(task) + s.ground_margin:
+    guess_rate = 0.25 if task == "multiple_choice" else 0.0
+    if blind and np.mean(blind) >= guess_rate + s.ground_margin:
         return Round(task, "ungrounded", ask, question_reward=-0.5), shown
 
     given = [documents[index] for index in sorted(set(shown) | set(answer_from))]
     outputs = [model.answer(question, given) for _ in range(s.answers)]
     answers = [Answer(output, model.score(question, output.read)) for output in outputs]
     if task != "multiple_choice":  # a letter is right or wrong, there is nothing to judge
-        votes = {text: [model.judge(question, text) for _ in range(s.votes)] for text in {o.read for o in outputs}}
+        said = dict.fromkeys(output.read for output in outputs if output.read is not None)
+        votes = {text: [model.judge(question, text) for _ in range(s.votes)] for text in said}
         for answer in answers:
-            answer.votes = votes[answer.output.read]
+            answer.votes = votes.get(answer.output.read, [])
     return score_round(Round(task, "", ask, answers), s), shown
-
-
-def guess_rate(task: str) -> float:
-    return 0.25 if task == "multiple_choice" else 0.0
 
 
 def score_round(played: Round, s: Settings) -> Round:

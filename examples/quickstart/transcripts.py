@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lookup import LookUp, Spans, look_up
+from megatron_spell.curriculum.curriculum import in_words
 from megatron_spell.roles.questioner import questioner_prompt
 from megatron_spell.roles.responder import responder_prompt
 from megatron_spell.roles.templates import Templates
@@ -30,6 +31,9 @@ SYMBOLS += (WORDS_ANSWER, NUMBER_ANSWER, *LETTER_MARKS, YES, NO, "\n")
 TEMPLATE_SYMBOLS = ("\nAsk for words.", "\nAsk for a number.", "\nAsk with options, right: ", "\nAsked before: ")
 TEMPLATE_SYMBOLS += ("\nQuestion: ", "\nNumber: ", "\nChoice: ", "Question: ", "\nReference: ", "\nAnswer: ", "\nSame?")
 TEMPLATE_SYMBOLS += (" = ", "Nothing.")
+
+# what is asked of one context
+ANSWERING = (TaskName.GENERAL_QA,) * 3 + (TaskName.MATH_QA,) * 2 + (TaskName.MULTIPLE_CHOICE,) * 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,8 +79,7 @@ class Scribe:
         self, documents: Sequence[Document], task: TaskName, asked: LookUp, rng: random.Random
     ) -> tuple[QuestionAnswer, ...]:
         found = [look_up(task, documents, self.spans, rng) for _ in range(rng.randint(1, 3))]
-        others = [f for f in found if f is not None and f.answer != asked.answer]
-        return tuple(QuestionAnswer(f.question, f.answer) for f in others)
+        return tuple(in_words(f.parsed) for f in found if f is not None and f.answer != asked.answer)
 
     def judging(self, documents: Sequence[Document], rng: random.Random, noise: float) -> Transcript | None:
         """A vote on an answer that is right half of the time; the vote is wrong with probability `noise`."""

@@ -1,1 +1,1 @@
-"""The commands (floor 6): the only readers of arguments and environment."""
+"""The commands (floor 7): the only readers of arguments and environment."""

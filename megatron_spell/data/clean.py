@@ -5,22 +5,12 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
 
+from megatron_spell.data.documents import RawDocument
 from megatron_spell.types.prompts import neutralise
 
 _MANY_NEWLINES = re.compile(r"\n{3,}")
-_MAX_LABEL_CHARS = 200
-
-
-class _HasText(Protocol):
-    doc_id: str
-    title: str
-    text: str
-    group: str
-
-
-_Document = TypeVar("_Document", bound=_HasText)
+_MAX_TITLE_CHARS = 200
 
 
 @dataclass(slots=True)
@@ -40,11 +30,11 @@ def normalise(text: str) -> str:
 
 
 def one_line(label: str) -> str:
-    """An id or title without control characters and line breaks, at most 200 characters long."""
-    return " ".join(neutralise(unicodedata.normalize("NFC", label)).split())[:_MAX_LABEL_CHARS].rstrip()
+    """An id or title without control characters and line breaks."""
+    return " ".join(neutralise(unicodedata.normalize("NFC", label)).split())
 
 
-def clean(documents: Iterable[_Document], min_chars: int, tally: Tally | None = None) -> Iterator[_Document]:
+def clean(documents: Iterable[RawDocument], min_chars: int, tally: Tally | None = None) -> Iterator[RawDocument]:
     """Normalised `documents`; those under `min_chars` and exact repetitions of earlier ones are dropped and counted.
 
     Ids become unique: a second "a" is "a~2".
@@ -62,7 +52,8 @@ def clean(documents: Iterable[_Document], min_chars: int, tally: Tally | None = 
         else:
             seen.add(digest)
             tally.num_kept += 1
-            yield replace(document, doc_id=_unique(one_line(document.doc_id), ids), title=one_line(document.title), text=text)
+            doc_id = _unique(one_line(document.doc_id), ids)
+            yield replace(document, doc_id=doc_id, title=one_line(document.title[:_MAX_TITLE_CHARS]), text=text)
 
 
 def _unique(doc_id: str, ids: set[str]) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_spell.data.clean import Tally, clean
+from megatron_spell.data.documents import RawDocument
 from megatron_spell.data.errors import BuildError
-from megatron_spell.data.readers import RawDocument
 from megatron_spell.data.settings import BuildSettings
 from megatron_spell.types.seeds import stream_seed
 
@@ -137,25 +137,29 @@ class _Packing:
             return [bin_ for part in self._coarse_parts(members) for bin_ in self.fill(part)]
         distances = self._means(members, num_centres).transform(self.vectors[members])
         bins: list[list[int]] = [[] for _ in range(num_centres)]
-        waiting = dict.fromkeys(range(len(members)))
+        loads = [0] * num_centres
+        waiting = {int(member): None for member in members}
         for pair in np.argsort(distances, axis=None, kind="stable"):
-            member, centre = divmod(int(pair), num_centres)
-            if member in waiting and self._fits(bins[centre], int(members[member])):
-                bins[centre].append(int(members[member]))
+            at, centre = divmod(int(pair), num_centres)
+            if not waiting:
+                break
+            if (member := int(members[at])) in waiting and self._fits(loads[centre], member):
                 del waiting[member]
+                bins[centre].append(member)
+                loads[centre] += int(self.weights[member])
         for member in waiting:
-            self._room(bins, int(members[member])).append(int(members[member]))
+            self._put_anywhere(bins, member)
         return [bin_ for bin_ in bins if bin_]
 
-    def _fits(self, bin_: list[int], unit: int) -> bool:
-        return 4 * (self.load(bin_) + int(self.weights[unit])) <= 5 * self.size
+    def _fits(self, load: int, member: int) -> bool:
+        return 4 * (load + int(self.weights[member])) <= 5 * self.size
 
-    def _room(self, bins: list[list[int]], unit: int) -> list[int]:
+    def _put_anywhere(self, bins: list[list[int]], member: int) -> None:
         for bin_ in bins:
-            if self._fits(bin_, unit):
-                return bin_
-        bins.append([])
-        return bins[-1]
+            if self._fits(self.load(bin_), member):
+                bin_.append(member)
+                return
+        bins.append([member])
 
     def _coarse_parts(self, members: np.ndarray) -> list[np.ndarray]:
         labels = self._means(members, _COARSE_PARTS).labels_
@@ -172,19 +176,23 @@ class _Packing:
         return int(self.weights[bin_].sum())
 
     def join_light(self, bins: list[list[int]]) -> list[list[int]]:
-        """Join every bin under half the size with the nearest one that stays within 3/2 of it.
+        """Join every bin under half the size with the nearest one that then stays within 3/2 of it.
 
         When there is none, all others hold more than the size, so this is the last light bin and any can take it
         without passing twice the size.
         """
-        bins = list(bins)
-        while len(bins) > 1 and 2 * self.load(lightest := min(bins, key=self.load)) < self.size:
-            bins.remove(lightest)
-            roomy = [b for b in bins if 2 * (self.load(b) + self.load(lightest)) <= 3 * self.size]
-            centre = self.vectors[lightest].mean(axis=0)
-            nearest = max(roomy or bins, key=lambda b: float(self.vectors[b].mean(axis=0) @ centre))
-            nearest.extend(lightest)
-        return bins
+        loads = np.array([self.load(b) for b in bins], dtype=float)
+        centres = np.array([self.vectors[b].mean(axis=0) for b in bins])
+        while np.isfinite(loads).sum() > 1 and 2 * loads.min() < self.size:
+            light = int(loads.argmin())
+            load, loads[light] = loads[light], np.inf
+            roomy = 2 * (loads + load) <= 3 * self.size
+            open_ = roomy if roomy.any() else np.isfinite(loads)
+            nearest = int(np.where(open_, centres @ centres[light], -np.inf).argmax())
+            bins[nearest] = bins[nearest] + bins[light]
+            loads[nearest] += load
+            centres[nearest] = self.vectors[bins[nearest]].mean(axis=0)
+        return [bin_ for bin_, load in zip(bins, loads, strict=True) if np.isfinite(load)]
 
 
 def _splits(sides: Sequence[str], settings: BuildSettings) -> list[str]:

@@ -3,10 +3,11 @@
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_spell.data.clean import normalise, one_line
+from megatron_spell.data.documents import RawDocument
 from megatron_spell.data.errors import SourceError
 from megatron_spell.data.sections import cut
 from megatron_spell.data.topics import topic_sections
@@ -15,20 +16,6 @@ PYTHON_TOPICS = "python-topics"
 _TEXT_SUFFIXES = (".txt", ".md")
 _JSONL_SUFFIX = ".jsonl"
 _KNOWN = f"{PYTHON_TOPICS}, or a folder or file of .txt, .md or .jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class RawDocument:
-    """One document as a source gave it.
-
-    Documents of one `group` (a topic, a file, a record) continue each other; a group is never divided between
-    training and held-out sets.
-    """
-
-    doc_id: str
-    title: str
-    text: str
-    group: str
 
 
 def read_source(source: str, max_chars: int | None = None) -> Iterator[RawDocument]:
@@ -41,7 +28,8 @@ def read_source(source: str, max_chars: int | None = None) -> Iterator[RawDocume
     """
     if source == PYTHON_TOPICS:
         for topic, number, text in topic_sections(max_chars):
-            yield RawDocument(f"{PYTHON_TOPICS}/{topic}/{number}", f"{topic} {number}", text, f"{PYTHON_TOPICS}/{topic}")
+            group = f"{PYTHON_TOPICS}/{topic}"
+            yield RawDocument(f"{group}/{number}", f"{topic} {number}", text, group)
         return
     for path, name in _files(source):
         for whole in _READERS[path.suffix.lower()](path, name):
@@ -51,18 +39,32 @@ def read_source(source: str, max_chars: int | None = None) -> Iterator[RawDocume
 def _files(source: str) -> Iterator[tuple[Path, str]]:
     """(path, name for ids) of every file, sorted by name."""
     root = Path(source)
-    if not source.strip() or not root.exists():
+    if not _is_there(root):
         raise SourceError(f"source {source!r} is not there; give {_KNOWN}")
     if not root.is_dir():
         if root.suffix.lower() not in _READERS:
             raise SourceError(f"source {source!r} has the unknown suffix {root.suffix!r}; give {_KNOWN}")
-        yield root, _name(root.stem)
+        yield _regular(root), printable(root.stem)
         return
     found = sorted(_walk(root))
     if not found:
         raise SourceError(f"folder {source!r} holds no .txt, .md or .jsonl file; give {_KNOWN}")
     for relative in found:
-        yield root / relative, _name(f"{root.resolve().name}/{Path(relative).with_suffix('').as_posix()}")
+        name = f"{root.resolve().name}/{Path(relative).with_suffix('').as_posix()}"
+        yield _regular(root / relative), printable(name)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a folder without permission, a name that no file can have
+        return False
+
+
+def _regular(path: Path) -> Path:
+    if not path.is_file():
+        raise SourceError(f"{path} is no regular file, or a link to nothing; leave it out")
+    return path
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -76,16 +78,17 @@ def _walk(root: Path) -> Iterator[str]:
                 yield Path(folder, name).relative_to(root).as_posix()
 
 
-def _name(text: str) -> str:
-    """A file's name as part of ids: bytes of it that are not UTF-8 are spelled out."""
-    return one_line(os.fsencode(text).decode("utf-8", "backslashreplace"))
+def printable(path: str) -> str:
+    """A path as one line of text; bytes of it that are not UTF-8 are spelled out."""
+    return one_line(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
 def _sections(whole: RawDocument, max_chars: int | None) -> Iterator[RawDocument]:
-    if max_chars is None or len(whole.text) <= max_chars:
-        yield whole
+    pieces = [whole.text] if max_chars is None else cut(normalise(whole.text), max_chars)
+    if len(pieces) == 1:
+        yield replace(whole, text=pieces[0])
         return
-    for number, text in enumerate(cut(normalise(whole.text), max_chars), start=1):
+    for number, text in enumerate(pieces, start=1):
         yield RawDocument(f"{whole.doc_id}/{number}", f"{whole.title} {number}", text, whole.group)
 
 
@@ -121,7 +124,7 @@ def _record(line: str, path: Path, number: int) -> dict:
         why = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
         raise SourceError(f"{path} line {number}: is not JSON ({why}); write one JSON object a line") from None
     if not isinstance(record, dict):
-        raise SourceError(f"{path} line {number}: is not a JSON object; write one like {{\"text\": \"...\"}}")
+        raise SourceError(f'{path} line {number}: is not a JSON object; write one like {{"text": "..."}}')
     return record
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+from megatron_spell.data.errors import SourceError
 from megatron_spell.data.sections import is_heading, pack
 
 DEFAULT_MAX_CHARS = 280
@@ -19,10 +20,9 @@ def topic_sections(max_chars: int | None = None) -> Iterator[tuple[str, int, str
     """(topic, section number from 1, text) of `pydoc_data.topics`: its prose, without code, grammar and tables.
 
     Topics repeat each other ("specialnames" holds all of "attribute-access"): a paragraph belongs to the shortest
-    topic that has it, so that no two topics share text and either may be held out.
+    topic that has it, so that no two topics share text and either may be held out. Raises SourceError.
     """
-    from pydoc_data.topics import topics
-
+    topics = _topics()
     seen: set[str] = set()
     for name in sorted(topics, key=lambda name: (len(topics[name]), name)):
         number = 0
@@ -31,6 +31,16 @@ def topic_sections(max_chars: int | None = None) -> Iterator[tuple[str, int, str
                 if len(text) >= _MIN_CHARS:
                     number += 1
                     yield name, number, text.replace("\n\n", "\n")
+
+
+def _topics() -> dict[str, str]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise SourceError(
+            "source 'python-topics': this interpreter comes without pydoc_data; use a full installation of Python"
+        ) from None
+    return topics
 
 
 def _chapters(topic: str, seen: set[str]) -> Iterator[list[str]]:

@@ -1,1 +1,1 @@
-"""Asking questions whose answers are known (floor 4)."""
+"""Asking questions whose answers are known (floor 5)."""

@@ -56,6 +56,11 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
+def says_something(text: str) -> bool:
+    """Whether there is a letter or digit in `text`; the "..." of an example that was copied has none."""
+    return any(map(str.isalnum, text))
+
+
 def without_answer_prefix(text: str) -> str:
     """`text` without a leading "The correct answer is"."""
     match = _PREFIX.match(text)
@@ -76,6 +81,8 @@ def final_statement(text: str) -> str | None:
     return None
 
 
+_LATEX_FRACTION = re.compile(r"\\[dt]?frac\s{0,4}\{([^{}]*)\}\s{0,4}\{([^{}]*)\}")
+_LATEX_MARK = re.compile(r"\\(?:[()\[\],!; ]|left\b|right\b)|\\(?=[%$&#])|(?<=[0-9])\{,\}(?=[0-9])")
 _LATEX_WRAPPER = re.compile(r"\\(?:boxed|text|textbf|textrm|mathrm|mathbf|mathit)\s{0,4}\{([^{}]*)\}")
 _LEADING_MARKS = " \t\n\r:*_`\"'\u201c\u201d\u2018\u2019$="
 _TRAILING_MARKS = " \t\n\r*_`\"'\u201c\u201d\u2018\u2019$.!,;:"
@@ -83,9 +90,15 @@ _TRAILING_MARKS = " \t\n\r*_`\"'\u201c\u201d\u2018\u2019$.!,;:"
 
 def first_line(statement: str) -> str:
     """The first line of a final statement that says something, without emphasis, quotes and LaTeX wrappers."""
+    return _without_latex(statement).lstrip(_LEADING_MARKS).partition("\n")[0].replace("**", "").replace("`", "")
+
+
+def _without_latex(statement: str) -> str:
+    statement = _LATEX_FRACTION.sub(r"\1/\2", statement)
+    statement = _LATEX_MARK.sub(lambda mark: "," if mark[0] == "{,}" else "", statement)
     for _ in range(3):  # wrappers nest: \boxed{\text{...}}
         statement = _LATEX_WRAPPER.sub(r"\1", statement)
-    return statement.lstrip(_LEADING_MARKS).partition("\n")[0].replace("**", "").replace("`", "")
+    return statement
 
 
 def bare(line: str) -> str:

@@ -49,7 +49,7 @@ FRAGMENT_SLOTS: dict[str, frozenset[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Templates:
-    """All templates and fragments of one folder, split: pieces 0, 2, 4, ... are literal text, 1, 3, 5, ... slot names."""
+    """All templates and fragments of one folder, split: even pieces are literal text, odd pieces are slot names."""
 
     pieces: Mapping[str, tuple[str, ...]]
 
@@ -76,7 +76,9 @@ class Templates:
         if name not in self.pieces:
             raise TemplateError(f"{name}: is no template; known are {', '.join(self.pieces)}")
         pieces = self.pieces[name]
-        _check_slots(name, set(pieces[1::2]), set(slots), "is not filled", "is filled but the template has no such slot")
+        _check_slots(
+            name, set(pieces[1::2]), set(slots), "is not filled", "is filled but the template has no such slot"
+        )
         parts: list[Part] = []
         for i, piece in enumerate(pieces):
             parts += _as_parts(slots[piece]) if i % 2 else [Literal(piece)]

@@ -73,7 +73,10 @@ class Turnstile:
             raise EngineUnusable(f"{self.name} is unusable: {self.broken}")
 
     async def _wait(self, event: asyncio.Event, timeout_s: float, what: str) -> None:
+        """Return with `event` set at this very moment: a waiter wakes after it was set, when it may be clear again."""
         try:
-            await asyncio.wait_for(event.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                while not event.is_set():
+                    await event.wait()
         except TimeoutError:
             raise EngineTimeout(f"{self.name}: waited {timeout_s:g} s for {what}") from None

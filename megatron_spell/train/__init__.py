@@ -1,1 +1,1 @@
-"""The training loop and what composes it (floor 5)."""
+"""The training loop and what composes it (floor 6)."""

@@ -36,7 +36,7 @@ _SCALES = {
 _DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"))
 _GROUP_SPACE = re.compile(r"(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9]))")
 _CURRENCY = re.compile(
-    r"\b(?:US|HK|NT|AU|A|C|S)?[$]|[\u20ac\u00a3\u00a5\u20b9\u20a9]"
+    r"(?:\b(?:US|HK|NT|AU|A|C|S))?[$]|[\u20ac\u00a3\u00a5\u20b9\u20a9]"
     r"|(?i:(?<![a-z])(?:usd|eur|gbp|jpy|cny|rmb|inr|cad|aud|chf|hkd)(?![a-z]))"
 )
 _POWER_OF_TEN = re.compile(r"\s*(?:\u00d7|x|\*|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*[{(]?([-+]?[0-9]{1,3})[})]?")
@@ -60,7 +60,7 @@ _UNIT = re.compile(r"[^\W\d]*(?:[\s./'()&-]+[^\W\d]+){0,8}[\s.)]*")
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """`text` is the number in plain writing: sign, digits, scale. `written` leaves the scale out ("5.2 million": 5.2)."""
+    """`text` is the number in plain writing, with its scale ("5.2 million"); `written` leaves the scale out (5.2)."""
 
     text: str
     written: float
@@ -81,7 +81,7 @@ def parse_number(text: str) -> Number | None:
     None when there is none, when another one follows, or when it is not finite. Parentheses around a number without a
     sign make it negative, as in accounts. A single ambiguous comma ("1,25") is refused.
     """
-    found = _scan(text, accounts=True)
+    found = _scan(text, accounts=True) if len(text) <= MAX_CHARS else None
     if found is None:
         return None
     number, rest = found
@@ -89,12 +89,16 @@ def parse_number(text: str) -> Number | None:
 
 
 def leading_number(text: str) -> tuple[Number, str] | None:
-    """The number that `text` begins with and what follows it; parentheses around it do not change its sign."""
-    return _scan(text, accounts=False)
+    """The number that `text` begins with and what follows it, up to MAX_CHARS characters of both.
+
+    Parentheses around the number do not change its sign.
+    """
+    found = _scan(text[:MAX_CHARS], accounts=False)
+    return found if found and (found[1] or len(text) <= MAX_CHARS) else None
 
 
 def _scan(text: str, *, accounts: bool) -> tuple[Number, str] | None:
-    text = _plain(text[:MAX_CHARS]) + text[MAX_CHARS : MAX_CHARS + 1]
+    text = _plain(text)
     start = _LEAD.match(text)
     core = _CORE.match(text, start.end() if start else 0)
     if core is None:

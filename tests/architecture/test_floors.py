@@ -13,9 +13,10 @@ FLOORS = {
     **dict.fromkeys(("observe", "text", "data", "roles", "rewards", "algo", "bridge", "cluster"), 1),
     "curriculum": 2,
     **dict.fromkeys(("policy", "rollout"), 3),
-    **dict.fromkeys(("selfplay", "evaluation"), 4),
-    "train": 5,
-    "cli": 6,
+    "selfplay": 4,
+    "evaluation": 5,
+    "train": 6,
+    "cli": 7,
 }
 # Rooms of one floor do not know each other, except on the ground floor, whose rooms build on one another in this order.
 GROUND = ("types", "layout", "config")

@@ -1,102 +1,156 @@
 """The policy in every layout against Hugging Face and plain AdamW, rows run one by one; real gloo processes."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from policy_lab import Reference, difference, make_rows, write_tiny_qwen3
-from processes import run_ranks
+
+from tests.distributed.policy_lab import Reference, difference, make_rows, write_tiny_qwen3
+from tests.distributed.processes import run_ranks
 
 pytestmark = pytest.mark.slow
 
-SEEDS = [0, 1, 2, 3]
 RANK = Path(__file__).with_name("policy_rank.py")
+SEEDS = [0, 1, 2, 3]
+TP, PP, DP = {"tp": 2}, {"pp": 2}, {"dp": 2}
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
-def tied(request):
-    return request.param
+@dataclass(frozen=True)
+class Lab:
+    """The two models, with what plain torch makes of them, and a folder for each case."""
+
+    folder: Path
+    truth: dict[str, dict]
+
+    def case(self, name: str, mesh: dict, do: str = "train", seeds: list[int] = SEEDS, **more) -> dict:
+        out = self.folder / name
+        out.mkdir()
+        if "load" in more:
+            more["load"] = str(self.folder / more["load"] / "checkpoint")
+        model = str(self.folder / name.split("-")[0])
+        return {"do": do, "model": model, "out": str(out), "mesh": mesh, "seeds": seeds, **more}
+
+    def run(self, cases: list[dict]) -> None:
+        listing = self.folder / f"{len(cases)} cases.json"
+        listing.write_text(json.dumps(cases))
+        run_ranks(RANK, int(np.prod(list(cases[0]["mesh"].values()))), str(listing), timeout_s=300)
+
+    def seen(self, name: str) -> dict:
+        return json.loads((self.folder / name / "seen.json").read_text())
+
+    def tensors_of(self, name: str) -> dict[str, torch.Tensor]:
+        return self.truth[name.split("-")[0]]["tensors"]
+
+    def distance(self, name: str) -> float:
+        """From the weights that the case ended with to plain torch's."""
+        return difference(self.folder / name / "weights", self.tensors_of(name))
+
+    def weights(self, name: str) -> bytes:
+        return (self.folder / name / "model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
-def model(tied, tmp_path_factory) -> Path:
-    return write_tiny_qwen3(tmp_path_factory.mktemp("model"), tied)
+def lab(tmp_path_factory) -> Lab:
+    folder = tmp_path_factory.mktemp("policy")
+    models = {name: write_tiny_qwen3(folder / name, name == "tied") for name in ("tied", "untied")}
+    return Lab(folder, {name: plain_torch(model) for name, model in models.items()})
 
 
-@pytest.fixture(scope="module")
-def truth(model) -> dict:
+def plain_torch(model: Path) -> dict:
     """Log-probs before, gradient norms during and weights after an update on each seed's rows."""
     reference = Reference(model)
     with torch.no_grad():
         log_probs = [reference.log_probs(row).numpy() for row in make_rows(SEEDS[0])]
-    norms = [reference.update(make_rows(seed)) for seed in SEEDS]
-    return {"log_probs": log_probs, "grad_norms": norms, "tensors": reference.tensors()}
+    return {
+        "log_probs": log_probs,
+        "grad_norms": [reference.update(make_rows(seed)) for seed in SEEDS],
+        "tensors": reference.tensors(),
+    }
 
 
-def run(out: Path, model: Path, do: str = "train", **case) -> dict:
-    """One launch on `mesh`; what rank 0 saw."""
-    num_ranks = int(np.prod(list(case["mesh"].values())))
-    out.mkdir(exist_ok=True)
-    run_ranks(RANK, num_ranks, json.dumps({"do": do, "model": str(model), "out": str(out), "seeds": SEEDS, **case}))
-    return json.loads((out / "seen.json").read_text())
+@pytest.fixture(scope="module")
+def two(lab) -> Lab:
+    """All that two processes are asked to do."""
+    later, bf16 = {"seeds": SEEDS[2:]}, {"mesh": TP, "dtype": "bfloat16"}
+    lab.run(
+        [
+            lab.case("untied-tp", TP, save_after=2),
+            lab.case("untied-pp", PP),
+            lab.case("tied-tp", TP),
+            lab.case("tied-pp", PP, save_after=2),
+            lab.case("tied-dp", DP),
+            lab.case("untied-tp then pp", PP, load="untied-tp", **later),
+            lab.case("tied-pp then tp", TP, load="tied-pp", **later),
+            lab.case("tied-pp then dp", DP, load="tied-pp", **later),
+            lab.case("untied-dropped in tp", TP, drop_all_reduce=True),
+            lab.case("untied-dropped in dp", DP, drop_all_reduce=True),
+            lab.case("untied-bf16", **bf16, save_after=2),
+            lab.case("untied-bf16 again", **bf16, load="untied-bf16", **later),
+            lab.case("untied-distrust in dp", DP, do="distrust"),
+            lab.case("untied-distrust in pp", PP, do="distrust"),
+        ]
+    )
+    return lab
 
 
-MESHES = [{"tp": 2}, {"pp": 2}, {"dp": 2}, {"tp": 2, "pp": 2}, {"tp": 2, "dp": 2}]
+@pytest.fixture(scope="module")
+def four(lab) -> Lab:
+    lab.run([lab.case("tied-tp pp", TP | PP), lab.case("tied-tp dp", TP | DP)])
+    return lab
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_any_layout_trains_like_one_process_with_adamw(mesh, model, tied, truth, tmp_path):
-    if not tied and mesh in MESHES[2:]:
-        pytest.skip("the tied model covers it; only the vocabulary's ends differ")
-    seen = run(tmp_path, model, mesh=mesh)
+def assert_trained_like_plain_torch(lab: Lab, name: str) -> None:
+    seen, truth = lab.seen(name), lab.truth[name.split("-")[0]]
     assert seen["reports_agree"]
     for found, expected in zip(seen["log_probs"], truth["log_probs"], strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
     np.testing.assert_allclose(seen["grad_norms"], truth["grad_norms"], rtol=1e-5)
-    assert difference(tmp_path / "weights", truth["tensors"]) < 1e-6
+    assert lab.distance(name) < 1e-6
 
 
-@pytest.mark.parametrize("mesh", [{"tp": 2}, {"dp": 2}], ids=str)
-def test_a_dropped_all_reduce_would_be_seen(mesh, model, tied, truth, tmp_path):
-    """Planted: replicas (dp) and copies of the head norms (tp) keep their own gradients."""
-    if tied:
-        pytest.skip("one model is enough")
-    run(tmp_path, model, mesh=mesh, fault="no gradient all-reduce")
-    assert difference(tmp_path / "weights", truth["tensors"]) > 1e-5
+@pytest.mark.parametrize("name", ["untied-tp", "untied-pp", "tied-tp", "tied-pp", "tied-dp"])
+def test_one_axis_trains_like_one_process_with_adamw(name, two):
+    assert_trained_like_plain_torch(two, name)
 
 
-@pytest.mark.parametrize("mesh", [{"tp": 2}, {"pp": 2}], ids=str)
-def test_training_goes_on_in_another_layout(mesh, model, tied, truth, tmp_path):
-    """Saved by one process after two updates; the next two equal an unbroken run's."""
-    run(tmp_path / "first", model, mesh={"dp": 1}, seeds=SEEDS[:2], save=str(tmp_path / "checkpoint"))
-    seen = run(tmp_path / "second", model, mesh=mesh, seeds=SEEDS[2:], load=str(tmp_path / "checkpoint"))
-    np.testing.assert_allclose(seen["grad_norms"], truth["grad_norms"][2:], rtol=1e-5)
-    assert difference(tmp_path / "second/weights", truth["tensors"]) < 1e-6
+@pytest.mark.parametrize("name", ["tied-tp pp", "tied-tp dp"])
+def test_two_axes_train_like_one_process_with_adamw(name, four):
+    assert_trained_like_plain_torch(four, name)
 
 
-def test_a_bfloat16_run_goes_on_bit_for_bit(model, tied, tmp_path):
-    """TP2 and PP1 saved and loaded: weights, float32 main weights and moments return exactly."""
-    if tied:
-        pytest.skip("one model is enough")
-    case = {"mesh": {"tp": 2}, "dtype": "bfloat16"}
-    whole = run(tmp_path / "whole", model, **case)
-    run(tmp_path / "first", model, **case, seeds=SEEDS[:2], save=str(tmp_path / "checkpoint"))
-    rest = run(tmp_path / "second", model, **case, seeds=SEEDS[2:], load=str(tmp_path / "checkpoint"))
-    assert rest["grad_norms"] == whole["grad_norms"][2:]
-    weights = [(tmp_path / run_name / "weights/model.safetensors").read_bytes() for run_name in ("whole", "second")]
-    assert weights[0] == weights[1]
+def test_losses_and_entropies_do_not_depend_on_the_layout(two):
+    for figure in ("losses", "entropies"):
+        for name in ("tied-pp", "tied-dp"):
+            np.testing.assert_allclose(two.seen(name)[figure], two.seen("tied-tp")[figure], rtol=1e-5)
 
 
-@pytest.mark.parametrize("mesh", [{"dp": 2}, {"pp": 2}], ids=str)
-def test_every_rank_distrusts_a_wrong_engine_and_no_weight_moves(mesh, model, tied, tmp_path):
-    if tied:
-        pytest.skip("one model is enough")
-    seen = run(tmp_path, model, do="distrust", mesh=mesh)
+@pytest.mark.parametrize("name", ["untied-dropped in tp", "untied-dropped in dp"])
+def test_a_dropped_all_reduce_would_be_seen(name, two):
+    """Planted: data-parallel replicas (dp) and copies of the head norms (tp) keep their own gradients."""
+    assert two.distance(name) > 1e-5
+
+
+@pytest.mark.parametrize("name", ["untied-tp then pp", "tied-pp then tp", "tied-pp then dp"])
+def test_training_goes_on_in_another_layout(name, two):
+    """Saved after two updates; the two after loading equal an unbroken run's."""
+    np.testing.assert_allclose(two.seen(name)["grad_norms"], two.truth[name.split("-")[0]]["grad_norms"][2:], rtol=1e-5)
+    assert two.distance(name) < 1e-6
+
+
+def test_a_bfloat16_run_goes_on_bit_for_bit(two):
+    """Float32 main weights and moments return exactly in the same layout."""
+    assert two.seen("untied-bf16 again")["grad_norms"] == two.seen("untied-bf16")["grad_norms"][2:]
+    assert two.weights("untied-bf16 again/weights") == two.weights("untied-bf16/weights")
+
+
+@pytest.mark.parametrize("name", ["untied-distrust in dp", "untied-distrust in pp"])
+def test_every_rank_distrusts_a_wrong_engine_and_no_weight_moves(name, two):
+    seen = two.seen(name)
     assert seen["honest_diff"] < 1e-4
     assert seen["num_updates"] == 1
     assert len(set(seen["messages"])) == 1
     assert "trust.max_log_prob_diff = 0.5" in seen["messages"][0]
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("before", "after")]
-    assert weights[0] == weights[1]
+    assert two.weights(f"{name}/before") == two.weights(f"{name}/after")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from megatron_spell.roles.parsing import bare, first_line, without_answer_prefix
+from megatron_spell.roles.parsing import bare, first_line, says_something, without_answer_prefix
 from megatron_spell.types.play import Outcome, ParsedQuestion
 from megatron_spell.types.prompts import neutralise
 
@@ -15,12 +15,12 @@ def read_question(found: dict[str, Any]) -> ParsedQuestion | Outcome:
     if not isinstance(question, str) or not isinstance(answer, str):
         return Outcome.BAD_FORMAT
     question, gold = neutralise(question).strip(), without_answer_prefix(neutralise(answer)).strip()
-    if not question or not gold:
+    if not says_something(question) or not says_something(gold):
         return Outcome.BAD_FORMAT
     return ParsedQuestion(question=question, gold=gold)
 
 
 def read_answer(statement: str) -> str | None:
-    """The first line of the statement; None when it is empty or longer than MAX_ANSWER_CHARS."""
+    """The first line of the statement; None when it says nothing or is longer than MAX_ANSWER_CHARS."""
     answer = bare(neutralise(first_line(statement)))
-    return answer if 0 < len(answer) <= MAX_ANSWER_CHARS else None
+    return answer if len(answer) <= MAX_ANSWER_CHARS and says_something(answer) else None

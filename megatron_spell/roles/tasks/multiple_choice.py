@@ -3,14 +3,16 @@
 import re
 from typing import Any
 
-from megatron_spell.roles.parsing import first_line, without_answer_prefix
+from megatron_spell.roles.parsing import first_line, says_something, without_answer_prefix
 from megatron_spell.types.play import LETTERS, Outcome, ParsedQuestion
 from megatron_spell.types.prompts import neutralise
 
 _GOLD = re.compile(r"[(\[*\"']{0,3}([A-D])[)\]*\"'.:]{0,3}")
 # A letter by itself: no part of a word ("ACME", "A-level"), nor the article ("A decline in revenue").
 _LETTER = r"([A-D])(?![\w'\u2019]|-\w)(?!(?<=A)\s+(?!because|since|as|is|and|or|for|which|with|due|based|given)[a-z])"
-_LEAD_WORD = r"(?:the|option|choice|letter|answer|clearly|therefore|thus|most|likely|definitely|probably)\b[\s:*(\[]{0,4}"
+_LEAD_WORD = (
+    r"(?:the|option|choice|letter|answer|clearly|therefore|thus|most|likely|definitely|probably)\b[\s:*(\[]{0,4}"
+)
 _DIRECT = re.compile(rf"[\s*_(\[\"']{{0,6}}(?i:{_LEAD_WORD}){{0,4}}{_LETTER}")
 _IN_PARENTHESES = re.compile(r"\(([A-D])\)")
 _ANOTHER = re.compile(r"[\s*)\].]{0,6}(?:[,;/|&]|\b(?:or|and)\b)\s*(?:or\b|and\b)?[\s*(\[]*[A-D](?!\w)(?!\s+[a-z])")
@@ -23,7 +25,7 @@ def read_question(found: dict[str, Any]) -> ParsedQuestion | Outcome:
         return Outcome.BAD_FORMAT
     question, told = neutralise(question).strip(), _read_options(options)
     gold = _GOLD.fullmatch(without_answer_prefix(answer).strip())
-    if not question or told is None or gold is None:
+    if not says_something(question) or told is None or gold is None:
         return Outcome.BAD_FORMAT
     return ParsedQuestion(question=question, gold=gold.group(1), options=told)
 

@@ -22,7 +22,9 @@ def test_per_role_weighs_every_group_of_a_role_alike():
 
 def test_per_role_adds_up_to_the_number_of_roles_present():
     rows = (
-        make_group(Role.RESPONDER, 0, [3, 1]) + make_group(Role.VERIFIER, 2, [5, 7]) + make_group("questioner", 4, [9])
+        make_group(Role.RESPONDER, 0, [3, 1])
+        + make_group(Role.VERIFIER, 2, [5, 7])
+        + make_group(Role.QUESTIONER, 4, [9])
     )
     lengths = np.array([row.response_ids_A.size for row in rows])
     assert (row_weights(rows, "per_role") * lengths).sum() == pytest.approx(3)

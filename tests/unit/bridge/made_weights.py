@@ -1,0 +1,72 @@
+"""Small models with known weights, laid out over meshes by direct slicing instead of by the bridge."""
+
+import numpy as np
+
+from megatron_spell.bridge.inventory import checkpoint_shapes
+from megatron_spell.config.model_shape import ModelShape
+from megatron_spell.layout.mesh import Mesh
+
+
+def made_shape(heads=4, groups=2, layers=2, vocab=37, tied=True, hidden=12, ffn=24, head_dim=8) -> ModelShape:
+    return ModelShape(
+        family="qwen3",
+        vocab_size=vocab,
+        hidden_size=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=groups,
+        head_dim=head_dim,
+        ffn_size=ffn,
+        tied_embeddings=tied,
+        rope_theta=1e6,
+        norm_eps=1e-6,
+        max_positions=64,
+    )
+
+
+def made_weights(shape: ModelShape, seed: int = 0) -> dict[str, np.ndarray]:
+    """The Hugging Face tensors, float32, every element different in all likelihood."""
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=size).astype(np.float32) for name, size in checkpoint_shapes(shape).items()}
+
+
+def laid_out(shape: ModelShape, weights: dict[str, np.ndarray], mesh: Mesh, rank: int) -> dict[str, np.ndarray]:
+    """A trainer rank's parameters as megatron-core has them, padding rows NaN."""
+    at = mesh.coordinates(rank)
+    own = {}
+    for local, layer in enumerate(mesh.stage_layers(shape.num_layers, at.pp)):
+        hf = {k.removeprefix(f"model.layers.{layer}."): v for k, v in weights.items() if f"layers.{layer}." in k}
+        for name, value in _layer(shape, hf, at.tp, mesh.tp).items():
+            own[f"decoder.layers.{local}.{name}.weight"] = value
+    embedding = weights["model.embed_tokens.weight"]
+    if at.pp == 0:
+        own["embedding.word_embeddings.weight"] = _vocab(embedding, at.tp, mesh.tp)
+    if at.pp == mesh.pp - 1:
+        own["decoder.final_layernorm.weight"] = weights["model.norm.weight"]
+        if not shape.tied_embeddings or mesh.pp > 1:
+            own["output_layer.weight"] = _vocab(weights.get("lm_head.weight", embedding), at.tp, mesh.tp)
+    return own
+
+
+def _layer(shape: ModelShape, hf: dict[str, np.ndarray], r: int, tp: int) -> dict[str, np.ndarray]:
+    q, k, v = (
+        hf[f"self_attn.{x}_proj.weight"].reshape(shape.num_kv_heads, -1, shape.head_dim, shape.hidden_size)
+        for x in "qkv"
+    )
+    qkv = np.concatenate([q, k, v], axis=1).reshape(-1, shape.hidden_size)
+    gate, up = (np.split(hf[f"mlp.{x}_proj.weight"], tp)[r] for x in ("gate", "up"))
+    return {
+        "input_layernorm": hf["input_layernorm.weight"],
+        "self_attention.linear_qkv": np.split(qkv, tp)[r],
+        "self_attention.q_layernorm": hf["self_attn.q_norm.weight"],
+        "self_attention.k_layernorm": hf["self_attn.k_norm.weight"],
+        "self_attention.linear_proj": np.split(hf["self_attn.o_proj.weight"], tp, axis=1)[r],
+        "pre_mlp_layernorm": hf["post_attention_layernorm.weight"],
+        "mlp.linear_fc1": np.concatenate([gate, up]),
+        "mlp.linear_fc2": np.split(hf["mlp.down_proj.weight"], tp, axis=1)[r],
+    }
+
+
+def _vocab(table: np.ndarray, r: int, tp: int) -> np.ndarray:
+    padding = np.full((-len(table) % tp, table.shape[1]), np.nan, np.float32)
+    return np.split(np.concatenate([table, padding]), tp)[r]

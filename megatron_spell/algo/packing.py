@@ -230,7 +230,7 @@ class _Draft:
         if num_labels > 1:
             start, prompt_length = self.size, self.prompt[1] - self.prompt[0]
             stop = self._append(row.response_ids_A[:-1], prompt_length + np.arange(num_labels - 1))
-            self.segments.append((*self.prompt, start, stop))
+            self.segments.append((self.prompt[0], self.prompt[1], start, stop))
 
     def finish(self, pad_multiple: int) -> Bin:
         padding = -self.size % pad_multiple

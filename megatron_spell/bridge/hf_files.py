@@ -148,9 +148,8 @@ class SafetensorsWriter:
 
     def _finish(self) -> None:
         if self._missing:
-            raise CheckpointError(
-                f"{self._path}: tensor {min(self._missing)} and {len(self._missing) - 1} more are missing"
-            )
+            count = len(self._missing)
+            raise CheckpointError(f"{self._path}: {count} tensors did not come, the first is {min(self._missing)}")
         self._file.flush()
         os.fsync(self._file.fileno())
 

@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
+import re
+import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,9 +37,8 @@ class RayCluster:
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own future rule; warns otherwise
-        os.environ.setdefault("RAY_gcs_rpc_server_connect_timeout_s", str(max(1, int(timeout_s))))
         if address is not None:
-            _check_reachable(address, timeout_s)
+            _check_joinable(address, timeout_s)
         own: dict[str, Any] = {
             "num_cpus": num_cpus,
             "object_store_memory": OBJECT_STORE_BYTES,
@@ -186,22 +185,20 @@ def _redirect_output(log: Path) -> None:
     os.close(target)
 
 
-def _check_reachable(address: str, timeout_s: float) -> None:
-    """Ray itself retries a dead address for minutes."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit():
-        if address == "auto":
-            return
+def _check_joinable(address: str, timeout_s: float) -> None:
+    """Join and leave in a process that can be ended: ray.init retries a dead or a foreign address for minutes."""
+    if address != "auto" and not re.fullmatch(r".+:\d+", address):
         raise ClusterError(f'cluster.ray_address is {address!r}; write "auto" or host:port')
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            with socket.create_connection((host, int(port)), timeout=max(0.1, deadline - time.monotonic())):
-                return
-        except OSError as error:
-            if time.monotonic() + 1 > deadline:
-                raise ClusterError(f"no Ray cluster answers at {address} within {timeout_s:g} s ({error})") from None
-            time.sleep(1)
+    joining = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", joining, address], capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"no Ray cluster answers at {address} within {timeout_s:g} s") from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ClusterError(f"Ray could not join the cluster at {address}: {last}")
 
 
 def _death(error: RayActorError) -> str:

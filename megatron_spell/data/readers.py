@@ -39,7 +39,7 @@ def read_source(source: str, max_chars: int | None = None) -> Iterator[RawDocume
 def _files(source: str) -> Iterator[tuple[Path, str]]:
     """(path, name for ids) of every file, sorted by name."""
     root = Path(source)
-    if not _is_there(root):
+    if not source.strip() or not _is_there(root):
         raise SourceError(f"source {source!r} is not there; give {_KNOWN}")
     if not root.is_dir():
         if root.suffix.lower() not in _READERS:

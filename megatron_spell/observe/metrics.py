@@ -44,8 +44,11 @@ def turns_of(played: Round, role: Role) -> list[Turn]:
 
 def vote_groups(played: Round) -> list[tuple[Answer, tuple[Judgment, ...]]]:
     """The distinct vote groups of a round, each with the first answer that it was cast on."""
-    groups = {id(answer.judgments_V): answer for answer in reversed(played.answers_G) if answer.judgments_V}
-    return [(answer, answer.judgments_V) for answer in reversed(groups.values())]
+    first: dict[int, Answer] = {}
+    for answer in played.answers_G:
+        if answer.judgments_V:
+            first.setdefault(id(answer.judgments_V), answer)
+    return [(answer, answer.judgments_V) for answer in first.values()]
 
 
 def _questioner(rounds: Sequence[Round]) -> dict[str, float]:

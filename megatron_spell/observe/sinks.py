@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from megatron_spell.observe.errors import ObserveError
 from megatron_spell.observe.files import encode_line, json_line, write_whole
@@ -143,13 +143,15 @@ class TensorBoardSink:
     """
 
     def __init__(self, folder: Path, next_step: int) -> None:
-        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.compat.proto import event_pb2, summary_pb2  # generated: pyright cannot see their classes
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._event: Any = vars(event_pb2)["Event"]
+        self._summary: Any = vars(summary_pb2)["Summary"]
         self._writer = EventFileWriter(str(folder / EVENTS_FOLDER))
         # Makes TensorBoard forget what earlier files in the folder say of this step and later ones.
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        session_log = vars(event_pb2)["SessionLog"]
+        start = session_log(status=session_log.START)
         self._writer.add_event(self._event(wall_time=time.time(), step=next_step, session_log=start))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:

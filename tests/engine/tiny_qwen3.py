@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from megatron_spell.bridge.executor import Sender
-from megatron_spell.bridge.inventory import checkpoint_inventory
+from megatron_spell.bridge.inventory import whole_tensors
 from megatron_spell.bridge.planner import plan
 from megatron_spell.bridge.transports.gloo import rendezvous
 from megatron_spell.cluster.local import free_port
-from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import RolloutSection
 
 VOCAB_SIZE = 500  # no multiple of 64, so vLLM pads its embedding
@@ -31,10 +31,13 @@ SETTINGS = RolloutSection(
 )
 
 
-def write_checkpoint(folder: Path, *, tied: bool, seed: int) -> Path:
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+def write_checkpoint(folder: Path, *, seed: int, tied: bool = False, num_experts: int = 0) -> Path:
+    """A Qwen3 model, with experts a Qwen3-MoE one; weights so large that greedy choices are clear."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    config = Qwen3Config(
+    make_config, make_model = (Qwen3MoeConfig, Qwen3MoeForCausalLM) if num_experts else (Qwen3Config, Qwen3ForCausalLM)
+    experts = {"num_experts": num_experts, "num_experts_per_tok": 2, "moe_intermediate_size": 64} if num_experts else {}
+    config = make_config(
         vocab_size=VOCAB_SIZE,
         hidden_size=128,
         intermediate_size=256,
@@ -47,9 +50,10 @@ def write_checkpoint(folder: Path, *, tied: bool, seed: int) -> Path:
         eos_token_id=2,
         bos_token_id=None,
         pad_token_id=0,
+        **experts,
     )
     torch.manual_seed(seed)
-    model = Qwen3ForCausalLM(config)
+    model = make_model(config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(1 + 0.1 * torch.randn_like(weight) if "norm" in name else 0.08 * torch.randn_like(weight))
@@ -61,9 +65,9 @@ class Reference:
     """Hugging Face's model on the same folder, in float32."""
 
     def __init__(self, folder: Path) -> None:
-        from transformers import Qwen3ForCausalLM
+        from transformers import AutoModelForCausalLM
 
-        self.model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     @torch.no_grad()
     def log_probs(self, prompt_ids_T: np.ndarray, token_ids_T: np.ndarray) -> np.ndarray:
@@ -82,23 +86,25 @@ class Reference:
 
 
 class TrainerProcess:
-    """A process that holds checkpoints and sends one whenever told to, as bridge rank 0; the engine is rank 1."""
+    """A process that holds checkpoints and sends one whenever told to, as bridge rank 0; engine workers follow."""
 
-    def __init__(self, shape_of: Path, *, without: str | None = None) -> None:
+    def __init__(self, shape_of: Path, *, without: str | None = None, num_workers: int = 1) -> None:
         self.port = free_port()
-        shape = ModelShape.load(shape_of)
-        held = tuple(segment for segment in checkpoint_inventory(shape) if segment.hf_name != without)
-        self.plan = plan({0: held}, {1: held}).to_json()
+        self.num_workers = num_workers
+        with safe_open(shape_of / "model.safetensors", "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys() if name != without}  # noqa: SIM118
+        held = whole_tensors(shapes)
+        self.plan = plan({0: held}, {1 + worker: held for worker in range(num_workers)}).to_json()
         self.process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self._tell(json.dumps({"plan": self.plan, "port": self.port}))
+        self._tell(json.dumps({"plan": self.plan, "port": self.port, "size": 1 + self.num_workers}))
 
     def channel(self) -> dict:
         return {
             "plan": self.plan,
             "rank": 1,
-            "size": 2,
+            "size": 1 + self.num_workers,
             "num_trainers": 1,
             "host": "127.0.0.1",
             "port": self.port,
@@ -144,7 +150,7 @@ def _serve() -> None:
     from megatron_spell.bridge.planner import Plan
 
     start = json.loads(sys.stdin.readline())
-    transport = rendezvous("127.0.0.1", start["port"], 0, 2, timeout_s=120)
+    transport = rendezvous("127.0.0.1", start["port"], 0, start["size"], timeout_s=120)
     for line in sys.stdin:
         order = json.loads(line)
         tensors = load_file(Path(order["folder"]) / "model.safetensors")

@@ -188,6 +188,23 @@ def test_the_costliest_bin_of_every_rank_comes_first():
         assert sizes == sorted(sizes, reverse=True) and len(sizes) == 4
 
 
+def test_the_costliest_bin_comes_first_however_it_was_filled():
+    rows = [make_row([n] * size, [9]) for n, size in ((1, 9), (2, 5), (3, 5))]
+    assert [packed.num_tokens for packed in all_bins(pack(rows, np.ones(3), num_dp=1, max_bin_tokens=10))] == [10, 9]
+
+
+def test_large_parts_are_placed_before_small_ones():
+    rows = [make_row([n] * size, [9]) for n, size in ((1, 4), (2, 4), (3, 6), (4, 6))]
+    batch = pack(rows, np.ones(4), num_dp=1, max_bin_tokens=10)
+    assert [packed.num_tokens for packed in all_bins(batch)] == [10, 10]
+
+
+def test_a_row_that_is_too_long_does_not_keep_the_others_from_being_spread():
+    rows = [make_row([n] * size, [9]) for n, size in ((1, 30), (2, 5), (3, 5))]
+    batch = pack(rows, np.ones(3), num_dp=3, max_bin_tokens=10)
+    assert sorted(packed.num_tokens for packed in all_bins(batch)) == [5, 5, 30]
+
+
 def test_packing_the_same_rows_gives_the_same_bins():
     rng = np.random.default_rng(0)
     rows = [make_row(rng.integers(1, 9, size=rng.integers(1, 40)), rng.integers(1, 9, size=5)) for _ in range(50)]

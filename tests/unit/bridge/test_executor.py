@@ -95,9 +95,7 @@ def test_a_sender_may_run_again_with_changed_weights():
         weights = made_weights(shape, seed)
         for name, value in laid_out(shape, weights, Mesh(), 0).items():
             own[name].copy_(torch.from_numpy(value))
-        _, found = side_by_side(
-            lambda: sender.run(hub.transport(0)), lambda: dict(receiver.tensors(hub.transport(1)))
-        )
+        _, found = side_by_side(lambda: sender.run(hub.transport(0)), lambda: dict(receiver.tensors(hub.transport(1))))
         assert all(torch.equal(found[n], torch.from_numpy(w)) for n, w in weights.items())
 
 

@@ -55,9 +55,6 @@ def test_a_folder_in_use_fails_on_every_rank(tmp_path):
 
 
 def test_a_writer_that_fails_half_way_fails_every_rank(tmp_path):
-    class Refusing(dict):
-        """Shapes that promise a tensor of another size than the ranks send."""
-
     caught: list = []
     files = tmp_path / ".model.partial"
     mesh = Mesh(tp=2)

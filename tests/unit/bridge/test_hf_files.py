@@ -122,7 +122,9 @@ def test_a_missing_tensor_is_named(tmp_path):
 def test_a_tensor_of_another_shape_is_named(tmp_path):
     folder = written(tmp_path / "model")
     larger, smaller = replace(SHAPE, vocab_size=38), replace(SHAPE, vocab_size=36)
-    with pytest.raises(CheckpointError, match=r"embed_tokens.weight has shape \(37, 12\), the model needs one that holds"):
+    with pytest.raises(
+        CheckpointError, match=r"embed_tokens.weight has shape \(37, 12\), the model needs one that holds"
+    ):
         read_all(folder, larger)
     read_all(folder, smaller)  # goes unnoticed from the boxes alone
     with pytest.raises(CheckpointError, match=r"embed_tokens.weight has shape \(37, 12\), .* of shape \(36, 12\)"):

@@ -31,7 +31,8 @@ def probes_of(max_elements=64, seed=3):
 def compared(trainers, engine, probes=None) -> tuple[str, ...]:
     probes = probes or probes_of()
     left = {
-        f"trainer rank {r}": digests(probes, trainer_inventory(SHAPE, MESH, r), own, WIRE) for r, own in trainers.items()
+        f"trainer rank {r}": digests(probes, trainer_inventory(SHAPE, MESH, r), own, WIRE)
+        for r, own in trainers.items()
     }
     return compare(probes, left, {"engine 0": digests(probes, checkpoint_inventory(SHAPE), engine, WIRE)})
 

@@ -30,6 +30,12 @@ def test_every_block_keeps_to_the_weights_within_one_draw(weights, seed):
             assert weight > 0 or tasks[task] == 0
 
 
+def test_the_tasks_of_a_block_come_in_no_fixed_order():
+    sampler = Sampler(3, EVEN, SETS)
+    orders = {tuple(sampler.task_and_set(block * BLOCK + place)[0] for place in range(BLOCK)) for block in range(9)}
+    assert len(orders) == 9
+
+
 def test_a_small_weight_is_dealt_its_share_in_the_long_run():
     sampler = Sampler(0, {TaskName.MATH_QA: 0.01, TaskName.GENERAL_QA: 0.99}, SETS)
     tasks = Counter(sampler.task_and_set(index)[0] for index in range(6000))

@@ -36,7 +36,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 # (until this share of the steps, document tokens, contexts a step, share of word salads)
-STAGES = ((0.3, 64, 16, 0.5), (0.55, 128, 10, 0.4), (1.0, 256, 6, 0.2))
+STAGES = ((0.3, 64, 8, 0.5), (0.55, 128, 8, 0.4), (1.0, 256, 6, 0.2))
 NUMBER_SHARE = 0.5
 # Votes are wrong this often in the transcripts, so that the verifier is no more certain than a base model is.
 VOTE_NOISE = 0.2

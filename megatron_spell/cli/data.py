@@ -28,7 +28,7 @@ MaxChars = Annotated[
     int | None, typer.Option("--max-chars", help="Cut longer documents; python-topics is cut at 280 without it")
 ]
 MinChars = Annotated[int, typer.Option("--min-chars", help="Drop shorter documents")]
-Heldout = Annotated[float, typer.Option("--heldout", help="Share of the sets that is never trained on")]
+Heldout = Annotated[float, typer.Option("--heldout", help="Share of the documents that is never trained on")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the grouping and the held-out sets")]
 
 

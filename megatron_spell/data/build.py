@@ -101,7 +101,9 @@ def _dropped(tally: Tally) -> dict[str, int]:
 def _notes(num_sets: dict[str, int], settings: BuildSettings) -> tuple[str, ...]:
     if settings.heldout == 0 or num_sets[HELDOUT]:
         return ()
-    return ("no set is held out: all documents stand or fall together; add documents of another group",)
+    return (
+        "no set is held out: the groups of documents cannot be divided into two sides of half a set each; add documents",
+    )
 
 
 class _Progress:

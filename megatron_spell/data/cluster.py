@@ -1,7 +1,7 @@
 """Documents -> sets of related documents, and which of the sets are held out."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +12,11 @@ from megatron_spell.data.errors import BuildError
 from megatron_spell.data.settings import BuildSettings
 from megatron_spell.types.seeds import stream_seed
 
+_Numbered = tuple[int, RawDocument]  # with its place among all that were read
 TRAIN, HELDOUT = "train", "heldout"
 _COMPONENTS = 64  # of the TF-IDF vectors
 _MAX_TERMS = 50_000
-_MAX_CENTRES = 256  # beyond so many sets the documents are parted coarsely first: the pairs grow with their square
-_COARSE_PARTS = 16
+_MAX_PARTS = 16
 # Words; single characters where a script writes no spaces; punctuation, so that no text is without a term.
 _TERMS = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+|[^\w\s]"
 
@@ -30,67 +30,79 @@ class PlannedSet:
     documents: tuple[RawDocument, ...]
 
 
-@dataclass(slots=True)
-class _Cluster:
-    """Indices of documents, and the name of what must stay on one side of the split."""
-
-    documents: list[int]
-    side: str
-
-
 def plan_sets(
     documents: Iterable[RawDocument], settings: BuildSettings, tally: Tally | None = None
 ) -> tuple[PlannedSet, ...]:
     """Clean `documents` and group them into sets of set_size / 2 to 2 * set_size, a seeded share of them held out.
 
-    A group of at least `set_size` documents becomes sets of consecutive documents; smaller groups stay whole and are
-    put together by the similarity of their words. No group has documents on both sides of the split. A pure function
-    of its arguments. Raises BuildError when the documents do not fill half a set.
+    Whole groups are held out. On each side a group of at least `set_size` documents becomes sets of consecutive
+    documents; smaller groups stay whole and are put together by the similarity of their words. A pure function of its
+    arguments. Raises BuildError when the documents do not fill half a set.
     """
-    kept = list(clean(documents, settings.min_chars, tally))
-    if 2 * len(kept) < settings.set_size:
+    groups: dict[str, list[_Numbered]] = {}
+    for numbered in enumerate(clean(documents, settings.min_chars, tally)):
+        groups.setdefault(numbered[1].group, []).append(numbered)
+    num_kept = sum(map(len, groups.values()))
+    if num_kept < settings.fewest:
         raise BuildError(
-            f"set_size = {settings.set_size}: the sources give {len(kept)} documents and a set needs at least"
-            f" {-(-settings.set_size // 2)}; add sources, cut them with max_chars, or lower set_size"
+            f"set_size = {settings.set_size}: the sources give {num_kept} documents and a set needs at least"
+            f" {settings.fewest}; add sources, cut them with max_chars, or lower set_size"
         )
-    clusters = _cluster(kept, settings)
-    splits = _splits([c.side for c in clusters], settings)
+    held = heldout_groups({name: len(group) for name, group in groups.items()}, settings)
+    sides = {
+        TRAIN: [group for name, group in groups.items() if name not in held],
+        HELDOUT: [group for name, group in groups.items() if name in held],
+    }
+    found = [(sorted(c), split) for split, side in sides.items() if side for c in _cluster(side, settings)]
     return tuple(
-        PlannedSet(f"set-{number:05d}", split, tuple(kept[i] for i in cluster.documents))
-        for number, (cluster, split) in enumerate(zip(clusters, splits, strict=True))
+        PlannedSet(f"set-{number:05d}", split, tuple(document for _, document in cluster))
+        for number, (cluster, split) in enumerate(sorted(found, key=lambda one: one[0][0][0]))
     )
 
 
-def _cluster(documents: Sequence[RawDocument], settings: BuildSettings) -> list[_Cluster]:
-    groups: dict[str, list[int]] = {}
-    for index, document in enumerate(documents):
-        groups.setdefault(document.group, []).append(index)
+def heldout_groups(num_documents: Mapping[str, int], settings: BuildSettings) -> frozenset[str]:
+    """The groups to hold out, given how many documents each has: as near to the wanted share as whole groups come.
+
+    They are taken in an order that depends on the seed and their names alone, so that documents which are added or
+    change their length leave nearly all others on their side. Both sides get at least half a set, or none is held out.
+    """
+    total = sum(num_documents.values())
+    most = total - settings.fewest
+    wanted = max(settings.heldout * total, settings.fewest)
+    order = sorted(num_documents, key=lambda name: (stream_seed(settings.seed, "heldout", name), name))
+    held, num_held = set(), 0
+    for name in order if settings.heldout > 0 else ():
+        more = num_held + num_documents[name]
+        if more <= most and (num_held < settings.fewest or abs(more - wanted) < abs(num_held - wanted)):
+            held.add(name)
+            num_held = more
+    return frozenset(held) if num_held >= settings.fewest else frozenset()
+
+
+def _cluster(groups: Sequence[list[_Numbered]], settings: BuildSettings) -> list[list[_Numbered]]:
     size = settings.set_size
-    clusters = [_Cluster(run, name) for name, g in groups.items() if len(g) >= size for run in _runs(g, size)]
-    small = [group for group in groups.values() if len(group) < size]
-    if small:
-        texts = ["\n".join(documents[i].text for i in group) for group in small]
-        for number, bin_ in enumerate(_bins_of_related(texts, [len(g) for g in small], size, settings.seed)):
-            indices = sorted(i for unit in bin_ for i in small[unit])
-            clusters.append(_Cluster(indices, f"\0{number}"))
-    if clusters and 2 * len(clusters[-1].documents) < size:
-        _join_remainder(documents, clusters, settings)
-    return sorted(clusters, key=lambda cluster: cluster.documents[0])
+    clusters = [run for group in groups if len(group) >= size for run in _runs(group, size)]
+    small = [group for group in groups if len(group) < size]
+    if not small:
+        return clusters
+    bins = _bins_of_related([_text(group) for group in small], [len(group) for group in small], size, settings.seed)
+    *bins, last = [[numbered for unit in bin_ for numbered in small[unit]] for bin_ in bins]
+    if len(last) >= settings.fewest:
+        return [*clusters, *bins, last]
+    # The small groups together do not fill half a set: they go into the most similar of the others' sets.
+    vectors = _vectors([_text(cluster) for cluster in [last, *clusters]], settings.seed)
+    clusters[int(np.argmax(vectors[1:] @ vectors[0]))].extend(last)
+    return clusters
 
 
-def _runs(group: list[int], size: int) -> list[list[int]]:
+def _text(cluster: Sequence[_Numbered]) -> str:
+    return "\n".join(document.text for _, document in cluster)
+
+
+def _runs(group: list[_Numbered], size: int) -> list[list[_Numbered]]:
     """Consecutive runs of nearly equal length, between 2/3 and 3/2 of `size`."""
-    return [run.tolist() for run in np.array_split(np.array(group), round(len(group) / size))]
-
-
-def _join_remainder(documents: Sequence[RawDocument], clusters: list[_Cluster], settings: BuildSettings) -> None:
-    """The small groups together did not fill half a set: they go into the most similar of the others' sets."""
-    remainder = clusters.pop()
-    texts = ["\n".join(documents[i].text for i in c.documents) for c in [remainder, *clusters]]
-    vectors = _vectors(texts, settings.seed)
-    nearest = clusters[int(np.argmax(vectors[1:] @ vectors[0]))]
-    nearest.documents.extend(remainder.documents)
-    nearest.documents.sort()
+    runs = np.array_split(np.arange(len(group)), round(len(group) / size))
+    return [[group[i] for i in run] for run in runs]
 
 
 def _bins_of_related(texts: Sequence[str], weights: Sequence[int], size: int, seed: int) -> list[list[int]]:
@@ -123,7 +135,7 @@ def _vectors(texts: Sequence[str], seed: int) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Packing:
-    """k-means with a limit on what a cluster may hold."""
+    """k-means from the top down with a limit on what a cluster may hold."""
 
     vectors: np.ndarray
     weights: np.ndarray
@@ -131,48 +143,26 @@ class _Packing:
     seed: int
 
     def fill(self, members: np.ndarray) -> list[list[int]]:
-        """Bins of at most 5/4 of the size: every member goes to the nearest centre with room, else to a new bin."""
-        num_centres = max(1, round(int(self.weights[members].sum()) / self.size))
-        if num_centres > _MAX_CENTRES:
-            return [bin_ for part in self._coarse_parts(members) for bin_ in self.fill(part)]
-        distances = self._means(members, num_centres).transform(self.vectors[members])
-        bins: list[list[int]] = [[] for _ in range(num_centres)]
-        loads = [0] * num_centres
-        waiting = {int(member): None for member in members}
-        for pair in np.argsort(distances, axis=None, kind="stable"):
-            at, centre = divmod(int(pair), num_centres)
-            if not waiting:
-                break
-            if (member := int(members[at])) in waiting and self._fits(loads[centre], member):
-                del waiting[member]
-                bins[centre].append(member)
-                loads[centre] += int(self.weights[member])
-        for member in waiting:
-            self._put_anywhere(bins, member)
-        return [bin_ for bin_ in bins if bin_]
+        """Bins of at most 3/2 of the size: what is heavier is parted again by similarity."""
+        bins, heavy = [], [members]
+        while heavy:
+            part = heavy.pop()
+            load = self.load(part)
+            if 2 * load <= 3 * self.size:
+                bins.append(part.tolist())
+            else:
+                heavy.extend(self._parts(part, min(_MAX_PARTS, max(2, round(load / self.size)))))
+        return bins
 
-    def _fits(self, load: int, member: int) -> bool:
-        return 4 * (load + int(self.weights[member])) <= 5 * self.size
-
-    def _put_anywhere(self, bins: list[list[int]], member: int) -> None:
-        for bin_ in bins:
-            if self._fits(self.load(bin_), member):
-                bin_.append(member)
-                return
-        bins.append([member])
-
-    def _coarse_parts(self, members: np.ndarray) -> list[np.ndarray]:
-        labels = self._means(members, _COARSE_PARTS).labels_
-        parts = [members[labels == label] for label in range(_COARSE_PARTS)]
-        parts = [part for part in parts if part.size]
-        return parts if len(parts) > 1 else np.array_split(members, _COARSE_PARTS)
-
-    def _means(self, members: np.ndarray, num_centres: int):
+    def _parts(self, members: np.ndarray, num_parts: int) -> list[np.ndarray]:
         from sklearn.cluster import KMeans
 
-        return KMeans(num_centres, random_state=self.seed, n_init=1).fit(self.vectors[members])
+        means = KMeans(min(num_parts, len(members)), random_state=self.seed, n_init=1)
+        labels = means.fit(self.vectors[members]).labels_
+        parts = [members[labels == label] for label in np.unique(labels)]
+        return parts if len(parts) > 1 else np.array_split(members, 2)  # texts that do not differ
 
-    def load(self, bin_: list[int]) -> int:
+    def load(self, bin_: list[int] | np.ndarray) -> int:
         return int(self.weights[bin_].sum())
 
     def join_light(self, bins: list[list[int]]) -> list[list[int]]:
@@ -193,25 +183,3 @@ class _Packing:
             loads[nearest] += load
             centres[nearest] = self.vectors[bins[nearest]].mean(axis=0)
         return [bin_ for bin_, load in zip(bins, loads, strict=True) if np.isfinite(load)]
-
-
-def _splits(sides: Sequence[str], settings: BuildSettings) -> list[str]:
-    """A split for every set: whole sides, in a seeded order, as long as they bring the share nearer to the wanted.
-
-    With a share above 0 and two sides or more at least one is held out, and one is always left for training.
-    """
-    sizes: dict[str, int] = {}
-    for side in sides:
-        sizes[side] = sizes.get(side, 0) + 1
-    wanted = settings.heldout * len(sides)
-    names = list(sizes)
-    held: set[str] = set()
-    num_held = 0
-    for number in np.random.default_rng(stream_seed(settings.seed, "heldout")).permutation(len(names)):
-        name = names[int(number)]
-        if abs(num_held + sizes[name] - wanted) < abs(num_held - wanted) and len(held) + 1 < len(names):
-            held.add(name)
-            num_held += sizes[name]
-    if not held and settings.heldout > 0 and len(names) > 1:
-        held.add(min(names, key=lambda name: sizes[name]))
-    return [HELDOUT if side in held else TRAIN for side in sides]

@@ -1,13 +1,15 @@
 """The one place that lets Megatron-Core train on a CPU, without Transformer Engine and without Apex.
 
-Megatron-Core 0.16 names the device "cuda" in factories, RNG bookkeeping and type checks, and has no setting for another
-one. `install()` changes what those names mean in this process, only where no CUDA device is present. Each adaptation is a
-function with its reason; all of them were needed with megatron-core 0.16.1 (and, as far as tried, 0.19.1) and can go
-with the first release that takes the device from the model's parameters.
+Megatron-Core 0.16 names the device "cuda" in factories, random states and type checks, and has no setting for another
+one. `install()` gives Megatron's modules a view of torch in which those names mean the CPU. Torch itself keeps its own:
+replacing its factories would, among other things, break models that other libraries build under `torch.device("meta")`.
+Each adaptation stands in a function with its reason; all are needed with megatron-core 0.16.1, and can go with the first
+release that takes the device from the model's parameters.
 """
 
 import functools
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -19,7 +21,17 @@ FACTORIES = ("tensor", "empty", "zeros", "ones", "full", "arange", "empty_like",
 # Said at import, once per Megatron module; the optional kernels are known to be absent.
 warnings.filterwarnings("ignore", message=r"(Transformer Engine and Apex are|Apex is) not installed")
 
-_installed = False
+
+
+class View:
+    """A module with some of its names replaced, for whoever holds the view."""
+
+    def __init__(self, base: object, **replaced: object) -> None:
+        self._base = base
+        vars(self).update(replaced)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._base, name)
 
 
 def device() -> torch.device:
@@ -33,28 +45,38 @@ def backend() -> str:
 
 
 def install() -> None:
-    """Adapt this process once; does nothing where CUDA is available."""
-    global _installed
-    if _installed or torch.cuda.is_available():
+    """Adapt every Megatron module imported so far; call again after importing more. Nothing where CUDA is available."""
+    if torch.cuda.is_available():
         return
-    _installed = True
-    _name_the_device()
-    _redirect_factories()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("megatron.core") and getattr(module, "torch", None) is torch:
+            module.torch = torch_on_cpu()
     _unite_rng_states()
     _keep_tensors_in_place()
     _answer_type_checks()
 
 
-def _name_the_device() -> None:
-    """Buffers are made with `device=torch.cuda.current_device()`; p2p ends with `torch.cuda.synchronize()`."""
-    torch.cuda.current_device = lambda: CPU
-    torch.cuda.synchronize = lambda *_: None
+@functools.cache
+def torch_on_cpu() -> View:
+    """Torch as Megatron is to see it.
 
-
-def _redirect_factories() -> None:
-    """Token counters, grad-norm scalars and loss scales are made with the literal `device="cuda"`."""
-    for name in FACTORIES:
-        setattr(torch, name, _on_cpu(getattr(torch, name)))
+    Token counters, grad-norm scalars and loss scales are made with the literal `device="cuda"`, buffers with
+    `device=torch.cuda.current_device()`; point-to-point messages end with `torch.cuda.synchronize()`. The device's
+    generator, whose states the RNG tracker swaps, is the CPU's.
+    """
+    random_states = {
+        "get_rng_state": lambda *_, **__: torch.get_rng_state(),
+        "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
+        "manual_seed": lambda seed: torch.random.default_generator.manual_seed(int(seed)),
+    }
+    cuda = View(
+        torch.cuda,
+        current_device=lambda: CPU,
+        synchronize=lambda *_: None,
+        random=View(torch.cuda.random, **random_states),
+        **random_states,
+    )
+    return View(torch, cuda=cuda, **{name: _on_cpu(getattr(torch, name)) for name in FACTORIES})
 
 
 def _on_cpu(factory: Callable) -> Callable:
@@ -68,27 +90,22 @@ def _on_cpu(factory: Callable) -> Callable:
     return make
 
 
+@functools.cache
 def _unite_rng_states() -> None:
-    """The RNG tracker swaps states of the device generator; here that is the CPU generator.
-
-    One function object per name, because torch._dynamo refuses a shared one.
-    """
+    """The tracker sets states through a device's generator, and warns when the CPU's moved meanwhile: here they are one."""
     import megatron.core.tensor_parallel.random as tracker
 
-    for module in (torch.cuda, torch.cuda.random):
-        module.get_rng_state = lambda *_, **__: torch.get_rng_state()
-        module.set_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
-        module.manual_seed = lambda seed: torch.random.default_generator.manual_seed(int(seed))
     tracker._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
-    # The tracker warns when the CPU generator moved inside its context: here it is the same generator.
     logging.getLogger(tracker.__name__).addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
 
 
+@functools.cache
 def _keep_tensors_in_place() -> None:
     """The copy of tied embeddings on the last pipeline stage is moved with `.cuda()`."""
     torch.Tensor.cuda = lambda self, *_, **__: self
 
 
+@functools.cache
 def _answer_type_checks() -> None:
     """The optimizers compare `param.type()` with "torch.cuda.FloatTensor" and the like."""
     plain_type = torch.Tensor.type

@@ -43,6 +43,19 @@ class StepReport:
     row_tokens: int
     num_bins: int
 
+    def metrics(self) -> dict[str, float]:
+        """The figures by their names in metrics.jsonl (docs/running.md)."""
+        return {
+            "policy/loss": self.loss,
+            **{f"{role}/loss": loss for role, loss in self.loss_of_role.items()},
+            "policy/grad_norm": self.grad_norm,
+            "policy/lr": self.lr,
+            "policy/log_prob/mean": self.log_prob_mean,
+            "policy/entropy/mean": self.entropy_mean,
+            "mismatch/log_prob_diff/mean": self.log_prob_diff_mean,
+            "mismatch/log_prob_diff/max": self.log_prob_diff_max,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:

@@ -59,6 +59,7 @@ class MegatronPolicy:
         self.shape, self.mesh = shape, policy.mesh.mesh()
         self.policy, self.algo, self.trust = policy, algo, trust
         _refuse_staleness(algo)
+        platform.install()  # Megatron's modules are all imported by now
         refuse_unknown_axes(self.mesh)
         model_parallel_cuda_manual_seed(seed)
         self.model = build_model(shape, self.mesh, policy.dtype, temperature)

@@ -121,7 +121,9 @@ def words(text: str) -> list[str]:
     """The words of `text` in lower case; "" for a separator between words. Articles go unless nothing else is left."""
     text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").casefold()
     text = _PERCENT.sub("%", _IN_WORD_MARK.sub("", text))
-    found = [_SEPARATOR if m["separator"] else _plain_number(m[0]) for m in _TOKEN.finditer(text.strip(" \t\n,;/|&"))]
+    found = [_SEPARATOR if m["separator"] else _plain_number(m[0]) for m in _TOKEN.finditer(text)]
+    spoken = [i for i, word in enumerate(found) if word != _SEPARATOR]
+    found = found[spoken[0] : spoken[-1] + 1] if spoken else []
     return [word for word in found if word not in _ARTICLES] or found
 
 

@@ -18,8 +18,7 @@ from megatron_spell.bridge.transports.base import TransportError, TransportTimeo
 from megatron_spell.bridge.transports.gloo import GroupTransport, join, open_store, rendezvous
 from megatron_spell.bridge.verify import compare, digests, sample_probes
 from megatron_spell.layout.mesh import Mesh
-from tests.unit.bridge.made_weights import laid_out, made_shape, made_weights
-from tests.unit.bridge.test_executor import inventories
+from tests.unit.bridge.made_weights import inventories, laid_out, made_shape, made_weights
 
 RANK, SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 PORT = int(os.environ["MASTER_PORT"])
@@ -42,7 +41,7 @@ def weights(layout: str, tied: str, dtype_name: str) -> None:
     assert not dist.is_initialized()
     for version in (1, 2):
         truth = made_weights(shape, seed=version)
-        if RANK < mesh.world_size:
+        if RANK not in engines:
             own = {n: torch.from_numpy(v) for n, v in laid_out(shape, truth, mesh, RANK).items()}
             Sender(moves, RANK, own, dtype=dtype, bucket_bytes=BUCKET_BYTES).run(transport)
         else:

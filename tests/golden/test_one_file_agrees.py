@@ -193,6 +193,18 @@ def test_the_same_outputs_are_trained_on_with_the_same_advantages(seed):
         assert advantage == pytest.approx(single[key][1])
 
 
+def test_groups_without_signal_are_left_out_by_both():
+    """In steps of a few rounds a task often has a single question, or several that earned the same."""
+    left_out = 0
+    for seed in range(12):
+        both = play_both(seed, num_rounds=4)
+        rows, groups = both_batches(both)
+        assert {id(row.response_ids_A) for row in rows} == {id(o.source) for group in groups for o in group.outputs}
+        asked = {played.draw.task for played in both.system}
+        left_out += len(asked) - len({row.task for row in rows if row.role is Role.QUESTIONER})
+    assert left_out > 3
+
+
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
 def test_as_many_failed_questions_are_taken_of_every_task(ratio):
     algo = AlgoSection(failed_question_ratio=ratio, verifier_groups_per_step=3)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from megatron_spell.bridge.inventory import checkpoint_shapes
+from megatron_spell.bridge.boxes import Inventory
+from megatron_spell.bridge.inventory import checkpoint_shapes, trainer_inventory
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.layout.mesh import Mesh
 
@@ -22,6 +23,11 @@ def made_shape(heads=4, groups=2, layers=2, vocab=37, tied=True, hidden=12, ffn=
         norm_eps=1e-6,
         max_positions=64,
     )
+
+
+def inventories(shape: ModelShape, mesh: Mesh) -> dict[int, Inventory]:
+    """What every rank of a mesh holds according to the bridge."""
+    return {r: trainer_inventory(shape, mesh, r) for r in range(mesh.world_size)}
 
 
 def made_weights(shape: ModelShape, seed: int = 0) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from megatron_spell.bridge.planner import plan
 from megatron_spell.bridge.transports.base import TransportError, TransportTimeout, peer_names
 from megatron_spell.bridge.transports.memory import MemoryHub
 from megatron_spell.layout.mesh import Mesh
-from tests.unit.bridge.made_weights import laid_out, made_shape, made_weights
+from tests.unit.bridge.made_weights import inventories, laid_out, made_shape, made_weights
 
 
 def tensors_of(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -28,10 +28,6 @@ def side_by_side(*calls):
 
 def mesh_tensors(shape, weights, mesh: Mesh) -> dict[int, dict[str, torch.Tensor]]:
     return {r: tensors_of(laid_out(shape, weights, mesh, r)) for r in range(mesh.world_size)}
-
-
-def inventories(shape, mesh: Mesh, first: int = 0) -> dict:
-    return {first + r: trainer_inventory(shape, mesh, r) for r in range(mesh.world_size)}
 
 
 @settings(max_examples=15, deadline=None)

@@ -6,8 +6,8 @@ from megatron_spell.bridge.hf_files import CheckpointError, read_segments
 from megatron_spell.bridge.inventory import checkpoint_inventory, checkpoint_shapes
 from megatron_spell.bridge.transports.memory import MemoryHub
 from megatron_spell.layout.mesh import Mesh
-from tests.unit.bridge.made_weights import made_shape, made_weights
-from tests.unit.bridge.test_executor import inventories, mesh_tensors, side_by_side
+from tests.unit.bridge.made_weights import inventories, made_shape, made_weights
+from tests.unit.bridge.test_executor import mesh_tensors, side_by_side
 
 SHAPE = made_shape()
 

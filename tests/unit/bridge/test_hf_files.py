@@ -230,5 +230,5 @@ def _folder_with_unreadable_config(tmp_path):
 
 
 def test_a_dtype_without_a_name_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="dtype torch.int8 is not written"):
+    with pytest.raises(CheckpointError, match=r"dtype torch\.int8 is not written"):
         SafetensorsWriter(tmp_path / "x", {}, torch.int8)

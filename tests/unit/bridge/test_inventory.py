@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.bridge.made_weights import laid_out, made_shape, made_weights
 
 from megatron_spell.bridge.boxes import BridgeError
 from megatron_spell.bridge.inventory import (
@@ -15,6 +14,7 @@ from megatron_spell.bridge.inventory import (
     trainer_shapes,
 )
 from megatron_spell.layout.mesh import Coordinates, Mesh
+from tests.unit.bridge.made_weights import laid_out, made_shape, made_weights
 
 
 @st.composite
@@ -70,7 +70,7 @@ def test_replicas_have_equal_inventories():
 def test_the_folder_of_a_tied_model_has_no_output_layer():
     shape = made_shape(layers=1, tied=True)
     shapes = checkpoint_shapes(shape)
-    assert list(shapes)[0] == "model.embed_tokens.weight"
+    assert next(iter(shapes)) == "model.embed_tokens.weight"
     assert list(shapes)[-1] == "model.norm.weight"
     assert shapes["model.layers.0.self_attn.q_proj.weight"] == (32, 12)
     assert len(shapes) == 13

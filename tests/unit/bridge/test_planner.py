@@ -5,16 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.bridge.made_weights import laid_out, made_shape, made_weights
 
 from megatron_spell.bridge.boxes import Box, Segment
-from megatron_spell.bridge.inventory import checkpoint_inventory, checkpoint_shapes, trainer_inventory
+from megatron_spell.bridge.inventory import checkpoint_inventory, checkpoint_shapes
 from megatron_spell.bridge.planner import Plan, PlanError, plan
 from megatron_spell.layout.mesh import Mesh
-
-
-def whole_mesh(shape, mesh: Mesh) -> dict:
-    return {rank: trainer_inventory(shape, mesh, rank) for rank in range(mesh.world_size)}
+from tests.unit.bridge.made_weights import inventories, laid_out, made_shape, made_weights
 
 
 def carried_out(moves, sources: dict, targets: dict) -> None:
@@ -49,22 +45,22 @@ def test_resharding_equals_direct_slicing(a, b, c, tied, queries, vocab, bucket_
     shape = made_shape(heads=4 * queries, groups=4, vocab=vocab, tied=tied, hidden=6, ffn=8, head_dim=2)
     weights = made_weights(shape)
     folder = {0: weights}
-    held, inventories = folder, {0: checkpoint_inventory(shape)}
+    held, holders = folder, {0: checkpoint_inventory(shape)}
     for mesh in (a, b, c, None):  # folder -> A -> B -> C -> folder
-        target = {0: checkpoint_inventory(shape)} if mesh is None else whole_mesh(shape, mesh)
+        target = {0: checkpoint_inventory(shape)} if mesh is None else inventories(shape, mesh)
         expected = folder if mesh is None else {r: laid_out(shape, weights, mesh, r) for r in range(mesh.world_size)}
         found = empty_like(expected)
-        moves = plan(inventories, target)
+        moves = plan(holders, target)
         carried_out([m for x in moves.schedule(bucket_bytes, 4) for _, m in x.moves], held, found)
         assert_equal(found, expected)
         assert Plan.from_json(moves.to_json()) == moves
-        held, inventories = found, target
+        held, holders = found, target
 
 
 @pytest.mark.parametrize("rank", range(4))
 def test_a_hole_is_named(rank):
     shape = made_shape()
-    sources = whole_mesh(shape, Mesh(tp=2, pp=2))
+    sources = inventories(shape, Mesh(tp=2, pp=2))
     del sources[rank]
     with pytest.raises(PlanError, match=r"model\.\S+\[\d+:\d+.*\]: target rank 9 needs it and no source holds it"):
         plan(sources, {9: checkpoint_inventory(shape)})
@@ -102,7 +98,7 @@ def test_numbers_of_dims_that_differ_are_refused():
 def test_replicas_share_the_sending_by_bytes(tp, pp, dp, num_engines, tied):
     shape, mesh = made_shape(tied=tied), Mesh(tp=tp, pp=pp, dp=dp)
     targets = {mesh.world_size + e: checkpoint_inventory(shape) for e in range(num_engines)}
-    moves = plan(whole_mesh(shape, mesh), targets)
+    moves = plan(inventories(shape, mesh), targets)
     sent = Counter()
     for (src, _), num_bytes in moves.bytes_between(itemsize=2).items():
         sent[src] += num_bytes
@@ -124,13 +120,13 @@ def test_a_box_too_large_to_share_is_made_up_for_with_small_ones():
 
 def test_a_target_takes_its_own_copy():
     shape, mesh = made_shape(), Mesh(dp=2)
-    moves = plan(whole_mesh(shape, mesh), {1: checkpoint_inventory(shape)})
+    moves = plan(inventories(shape, mesh), {1: checkpoint_inventory(shape)})
     assert {m.src_rank for m in moves.moves} == {1}
 
 
 def test_the_same_inventories_give_the_same_plan():
     shape, mesh = made_shape(), Mesh(tp=2, dp=2)
-    sources, target = whole_mesh(shape, mesh), {4: checkpoint_inventory(shape)}
+    sources, target = inventories(shape, mesh), {4: checkpoint_inventory(shape)}
     again = plan(dict(reversed(sources.items())), target)
     assert again == plan(sources, target)
     assert again.ranks == (0, 1, 2, 3, 4)
@@ -140,7 +136,7 @@ def test_the_same_inventories_give_the_same_plan():
 @given(st.integers(2, 300), st.sampled_from([1, 2]), st.integers(1, 2))
 def test_buckets_hold_every_element_once_and_keep_their_size(bucket_bytes, itemsize, num_engines):
     shape, mesh = made_shape(layers=1), Mesh(tp=2)
-    moves = plan(whole_mesh(shape, mesh), {2 + e: checkpoint_inventory(shape) for e in range(num_engines)})
+    moves = plan(inventories(shape, mesh), {2 + e: checkpoint_inventory(shape) for e in range(num_engines)})
     seen = {2 + e: {n: np.zeros(s, int) for n, s in checkpoint_shapes(shape).items()} for e in range(num_engines)}
     for pair, buckets in moves.messages(bucket_bytes, itemsize).items():
         assert [b.tag for b in buckets] == sorted({b.tag for b in buckets})
@@ -179,7 +175,7 @@ def test_a_bucket_smaller_than_an_element_is_refused():
 
 def test_a_large_plan_stays_small_as_text():
     shape = made_shape(heads=32, groups=8, layers=54, vocab=151936, hidden=2048, ffn=6144, head_dim=128)
-    moves = plan(whole_mesh(shape, Mesh(tp=8)), {8: checkpoint_inventory(shape)})
+    moves = plan(inventories(shape, Mesh(tp=8)), {8: checkpoint_inventory(shape)})
     assert len(checkpoint_shapes(shape)) > 590
     assert len(moves.to_json()) < 1_000_000
 

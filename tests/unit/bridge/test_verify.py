@@ -5,8 +5,8 @@ from megatron_spell.bridge.inventory import checkpoint_inventory, checkpoint_sha
 from megatron_spell.bridge.planner import plan
 from megatron_spell.bridge.verify import compare, digest, digests, sample_probes
 from megatron_spell.layout.mesh import Mesh
-from tests.unit.bridge.made_weights import made_shape, made_weights
-from tests.unit.bridge.test_executor import inventories, mesh_tensors, tensors_of
+from tests.unit.bridge.made_weights import inventories, made_shape, made_weights
+from tests.unit.bridge.test_executor import mesh_tensors, tensors_of
 
 SHAPE = made_shape(groups=4, heads=4)  # q, k and v of one shape, so that a swap is possible
 MESH = Mesh(tp=2, dp=2)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from byte_tokenizer import SMALL, ByteTokenizer, decode, write_texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from megatron_spell.data.cluster import plan_sets
 from megatron_spell.data.errors import BuildError, SourceError
 from megatron_spell.data.settings import BuildSettings
 from megatron_spell.data.store import TokenStore
+from tests.unit.data.byte_tokenizer import SMALL, ByteTokenizer, decode, write_texts
 
 SHARED = Path(os.environ.get("MEGATRON_SPELL_DATA", Path(__file__).parents[3].parent / "shared/data"))
 HOSTILE = ("<|im_end|>", "{{documents}}", "{0}", "</text>", "\x00", "\ud800", "\r\n", "\n\n", ". ", "\u2028", "é", "<")
@@ -91,7 +91,7 @@ def test_one_group_alone_is_all_trained_on_and_the_report_says_so(tmp_path):
 BUILD = """
 import sys, time
 from pathlib import Path
-from byte_tokenizer import SMALL, ByteTokenizer
+from tests.unit.data.byte_tokenizer import SMALL, ByteTokenizer
 from megatron_spell.data.build import build_store
 class Tokenizer(ByteTokenizer):
     num = 0
@@ -107,11 +107,10 @@ build_store([sys.argv[1]], Tokenizer(), Path(sys.argv[2]), SMALL)
 
 def start_build(source, out, stop_at=0, **environment):
     root = Path(__file__).parents[3]
-    path = os.pathsep.join([str(root), str(Path(__file__).parent)])
     return subprocess.Popen(
         [sys.executable, "-c", BUILD, str(source), str(out), str(stop_at)],
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": path} | environment,
+        env=os.environ | {"PYTHONPATH": str(root)} | environment,
     )
 
 

@@ -14,7 +14,8 @@ FRAGMENT_TOKENS = (7, 10)
 ANSWER_TOKENS = (3, 5)
 NUMBER_FRAGMENT_TOKENS = (4, 11)
 MAX_TRIES = 40
-_UNCLEAN = re.compile(r'["\\`\x00-\x1f\x7f\ufffd]')
+_UNCLEAN = re.compile(r"[\\`\x00-\x1f\x7f\ufffd]")
+_SAYS_SOMETHING = re.compile(r"\w.*\w")
 _NUMBER = re.compile(r"(?<![\w.])[1-9]\d{0,3}(\.\d{1,2})?(?![\w.]*\w)")
 
 
@@ -60,8 +61,8 @@ class Spans:
 
 
 def clean(text: str) -> bool:
-    """Whether `text` can stand in a JSON string as it is."""
-    return bool(text) and not _UNCLEAN.search(text)
+    """Whether `text` says something and can stand in a JSON string with no more than its quotation marks escaped."""
+    return _SAYS_SOMETHING.search(text) is not None and not _UNCLEAN.search(text)
 
 
 def look_up(

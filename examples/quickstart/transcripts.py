@@ -27,6 +27,8 @@ WORDS_ANSWER = "The correct answer is"
 NUMBER_ANSWER = "Therefore, the answer is"
 LETTER_MARKS = tuple(f" ({letter})" for letter in LETTERS)
 SYMBOLS = (QUESTION_OPENS, ANSWER_OPENS, *OPTION_OPENS, LETTER_OPENS, QUESTION_CLOSES)
+# quotation marks by themselves, so that an escaped one takes the place of a plain one, token for token
+SYMBOLS += ('"', '\\"')
 SYMBOLS += (WORDS_ANSWER, NUMBER_ANSWER, *LETTER_MARKS, YES, NO, "\n")
 TEMPLATE_SYMBOLS = ("\nAsk for words.", "\nAsk for a number.", "\nAsk with options, right: ", "\nAsked before: ")
 TEMPLATE_SYMBOLS += ("\nQuestion: ", "\nNumber: ", "\nChoice: ", "Question: ", "\nReference: ", "\nAnswer: ", "\nSame?")
@@ -118,7 +120,13 @@ def right_answer(found: LookUp) -> str:
 
 def well_formed_question(found: LookUp) -> str:
     """The fenced JSON object; its strings open with a blank, so that words are cut as in the documents."""
+    question = f"{QUESTION_OPENS} {escaped(found.question)}"
     if found.options is None:
-        return f"{QUESTION_OPENS} {found.question}{ANSWER_OPENS} {found.answer}{QUESTION_CLOSES}"
-    options = "".join(f"{opens} {text}" for opens, text in zip(OPTION_OPENS, found.options, strict=True))
-    return f"{QUESTION_OPENS} {found.question}{options}{LETTER_OPENS}{found.letter}{QUESTION_CLOSES}"
+        return f"{question}{ANSWER_OPENS} {escaped(found.answer)}{QUESTION_CLOSES}"
+    options = "".join(f"{opens} {escaped(text)}" for opens, text in zip(OPTION_OPENS, found.options, strict=True))
+    return f"{question}{options}{LETTER_OPENS}{found.letter}{QUESTION_CLOSES}"
+
+
+def escaped(text: str) -> str:
+    """`text` as it stands inside a JSON string; fragments hold nothing else that needs it."""
+    return text.replace('"', '\\"')

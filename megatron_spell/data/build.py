@@ -101,9 +101,7 @@ def _dropped(tally: Tally) -> dict[str, int]:
 def _notes(num_sets: dict[str, int], settings: BuildSettings) -> tuple[str, ...]:
     if settings.heldout == 0 or num_sets[HELDOUT]:
         return ()
-    return (
-        "no set is held out: the groups of documents cannot be divided into two sides of half a set each; add documents",
-    )
+    return ("no set is held out: the groups do not divide into two sides of at least half a set each; add documents",)
 
 
 class _Progress:

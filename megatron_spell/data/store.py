@@ -94,14 +94,14 @@ class TokenStore:
 
     @classmethod
     def _read(cls, path: Path, file: h5py.File) -> "TokenStore":
-        if file.attrs.get("format") != FORMAT:
+        if "format" not in file.attrs or _attribute(file, "format") != FORMAT:
             raise _store_error(path, "is an HDF5 file but no token store")
-        version = file.attrs["format_version"]
+        version = _attribute(file, "format_version")
         if version != FORMAT_VERSION:
             raise _store_error(path, f"has store version {version}, this program reads {FORMAT_VERSION}")
-        header = {name: _plain(file.attrs[name]) for name in _HEADER}
+        header = {name: _attribute(file, name) for name in _HEADER}
         parts = {name: _part(file, name, dtype) for name, dtype in INDEX.items()}
-        if index_checksum(header, parts) != file.attrs["index_checksum"]:
+        if index_checksum(header, parts) != _attribute(file, "index_checksum"):
             raise _store_error(path, "is damaged: the index does not fit its checksum")
         index = _parse_index(parts)
         tokens = file[TOKENS]
@@ -171,8 +171,8 @@ class TokenStore:
             digest = hashlib.sha256()
             for start in range(0, int(self._index.document_offsets[-1]), _VERIFY_TOKENS):
                 digest.update(self._file[TOKENS][start : start + _VERIFY_TOKENS].tobytes())
-            digest.update(self._file.attrs["index_checksum"].encode())
-            if digest.hexdigest() != self._file.attrs["checksum"]:
+            digest.update(_attribute(self._file, "index_checksum").encode())
+            if digest.hexdigest() != _attribute(self._file, "checksum"):
                 raise _store_error(self._path, "is damaged: the tokens do not fit their checksum")
 
     def close(self) -> None:
@@ -245,8 +245,14 @@ def _store_error(path: Path, fault: str, way_out: str = "build it again") -> Sto
     )
 
 
-def _plain(attribute: Any) -> Any:
-    return attribute.item() if isinstance(attribute, np.generic) else attribute
+def to_attribute(value: int | str) -> Any:
+    """Text as bytes of fixed length: one flipped bit in HDF5's heap for the others can make the library loop."""
+    return np.bytes_(value.encode("utf-8")) if isinstance(value, str) else np.int64(value)
+
+
+def _attribute(file: h5py.File, name: str) -> Any:
+    value = file.attrs[name]
+    return value.decode("utf-8") if isinstance(value, bytes) else value.item()
 
 
 def _part(file: h5py.File, name: str, dtype: np.dtype) -> np.ndarray:

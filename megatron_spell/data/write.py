@@ -22,6 +22,7 @@ from megatron_spell.data.store import (
     TOKENS,
     index_checksum,
     pack_lines,
+    to_attribute,
 )
 from megatron_spell.types.documents import DocumentSet
 
@@ -38,10 +39,10 @@ class StoreWriter:
 
     def __init__(self, path: Path) -> None:
         """Raises BuildError when there is no place to write to."""
-        self._path = path
-        self._draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         if path.is_dir():
             raise BuildError(f"out = {path}: is a folder; give the path of a file")
+        self._path = path
+        self._draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # The oldest file format keeps no times of change and is read by every version of the library.
@@ -130,7 +131,8 @@ class StoreWriter:
             self._file.create_dataset(name, data=parts[name].astype(dtype), compression=_GZIP_LEVEL, shuffle=True)
         index_sum = index_checksum(header, parts)
         self._hash.update(index_sum.encode())
-        self._file.attrs.update(header | {"index_checksum": index_sum, "checksum": self._hash.hexdigest()})
+        sums = {"index_checksum": index_sum, "checksum": self._hash.hexdigest()}
+        self._file.attrs.update({name: to_attribute(value) for name, value in (header | sums).items()})
 
 
 def _offsets(lengths: list[int]) -> np.ndarray:

@@ -36,17 +36,21 @@ def load_questions(path: Path) -> list[KnownQuestion]:
     return questions
 
 
+def _options(raw: dict) -> tuple[str, str, str, str]:
+    a, b, c, d = (str(raw[letter]) for letter in LETTERS)
+    return a, b, c, d
+
+
 def _parse(line: str, where: str) -> KnownQuestion:
     try:
         raw = json.loads(line)
-        options = raw.get("options")
         return KnownQuestion(
             set_id=str(raw["set_id"]),
             task=TaskName(raw["task"]),
             question=ParsedQuestion(
                 question=str(raw["question"]),
                 gold=str(raw["gold"]),
-                options=None if options is None else tuple(str(options[letter]) for letter in LETTERS),
+                options=None if raw.get("options") is None else _options(raw["options"]),
             ),
             documents=None if raw.get("documents") is None else tuple(int(i) for i in raw["documents"]),
         )

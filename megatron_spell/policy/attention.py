@@ -1,9 +1,9 @@
 """Core attention over one bin: every prompt is attended once, however many responses follow it.
 
-A response token sees its prompt (all of it) and its own response (causally). The two parts are separate attention calls
-over plain slices of the packed keys and values, without a mask and without copies, merged by their log-sum-exp. The
-backward pass runs the same calls with the merged output and log-sum-exp, which makes each call return its exact share of
-the gradients (the identity that blockwise and ring attention rest on).
+A response token sees its prompt (all of it) and its own response (causally). The two parts are separate attention
+calls over plain slices of the packed keys and values, without a mask and without copies, merged by their log-sum-exp.
+The backward pass runs the same calls with the merged output and log-sum-exp, which makes each call return its exact
+share of the gradients (the identity that blockwise and ring attention rest on).
 """
 
 from collections.abc import Iterator
@@ -66,7 +66,9 @@ class PrefixAttention(torch.autograd.Function):
             part_out, part_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 q, k, v, 0.0, part.causal, scale=scale
             )
-            _merge(out[:, :, part.start : part.stop], lse[:, :, part.start : part.stop], part_out, part_lse, part.causal)
+            _merge(
+                out[:, :, part.start : part.stop], lse[:, :, part.start : part.stop], part_out, part_lse, part.causal
+            )
         ctx.save_for_backward(query, key, value, out, lse, segments_S_4)
         ctx.scale = scale
         return out

@@ -54,8 +54,8 @@ def score_tokens(
 ) -> TokenScores:
     """Score labels from the hidden states that predict them.
 
-    `head` maps [a, D] to float32 logits [a, W/tp], whose first column is label `first_label`. When A exceeds `chunk`, each
-    chunk's logits are dropped after the forward pass and computed again in the backward pass.
+    `head` maps [a, D] to float32 logits [a, W/tp], whose first column is label `first_label`. When A exceeds `chunk`,
+    each chunk's logits are dropped after the forward pass and computed again in the backward pass.
     """
 
     def score(hidden_a_D: Tensor, labels_a: Tensor) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""The policy as a Megatron GPTModel: own norms, own core attention, positions by index, a head for answer tokens only."""
+"""The policy as a Megatron GPTModel: own norms and core attention, positions by index, a head for trained tokens."""
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +61,7 @@ class IndexedRotary(torch.nn.Module):
 
 
 class PolicyModel(GPTModel):
-    """One pipeline stage. Returns hidden states [T, 1, D], on the last stage the TokenScores of the bin's trained tokens."""
+    """One pipeline stage. Returns hidden states [T, 1, D], on the last stage the TokenScores of the trained tokens."""
 
     def __init__(self, config: TransformerConfig, shape: ModelShape, mesh: Mesh, temperature: float) -> None:
         num_layers = len(mesh.stage_layers(shape.num_layers, parallel_state.get_pipeline_model_parallel_rank()))
@@ -82,7 +82,7 @@ class PolicyModel(GPTModel):
 
     def forward(self, bin_tensors: BinTensors) -> Tensor | TokenScores:
         self.rotary_pos_emb.place(bin_tensors.position_ids_1_T)
-        hidden = super().forward(
+        return super().forward(
             bin_tensors.token_ids_1_T,
             bin_tensors.position_ids_1_T,
             attention_mask=bin_tensors.segments_S_4,
@@ -90,7 +90,6 @@ class PolicyModel(GPTModel):
             labels=bin_tensors.labels_A,
             loss_mask=bin_tensors.predictors_A,
         )
-        return hidden
 
     def _postprocess(self, hidden_states: Tensor, *_: object, labels=None, loss_mask=None, **__: object):
         """Only the hidden states that predict a trained token (`loss_mask`) go through the output layer."""
@@ -112,10 +111,10 @@ class PolicyModel(GPTModel):
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         logits, _ = self.output_layer(hidden_A_D.unsqueeze(1), weight=weight)
         logits = logits.squeeze(1).float()
-        num_real = self._num_real_columns()
-        return logits if num_real == logits.shape[-1] else logits.index_fill(
-            -1, torch.arange(num_real, logits.shape[-1], device=logits.device), -torch.inf
-        )
+        if self._num_real_columns() == logits.shape[-1]:
+            return logits
+        columns = torch.arange(logits.shape[-1], device=logits.device)
+        return logits.masked_fill(columns >= self._num_real_columns(), -torch.inf)
 
     def _first_label(self) -> int:
         return self.tp_group.rank() * self.output_layer.output_size_per_partition
@@ -135,7 +134,7 @@ class PolicyModel(GPTModel):
 
 
 def build_model(shape: ModelShape, mesh: Mesh, dtype: str, temperature: float) -> PolicyModel:
-    """This rank's stage, with uninitialised weights. Raises PolicyError when the model does not divide over the mesh."""
+    """This rank's stage, its weights uninitialised. Raises PolicyError when the model does not divide over the mesh."""
     check_divides(shape, mesh)
     return PolicyModel(transformer_config(shape, mesh, DTYPES[dtype]), shape, mesh, temperature)
 
@@ -150,7 +149,7 @@ def check_divides(shape: ModelShape, mesh: Mesh) -> None:
     ):
         if size % getattr(mesh, axis):
             raise PolicyError(
-                f"policy.mesh.{axis} = {getattr(mesh, axis)} does not divide the model's {size} {what}; choose a divisor of {size}"
+                f"policy.mesh.{axis} = {getattr(mesh, axis)} does not divide the model's {size} {what}; lower it"
             )
 
 
@@ -186,8 +185,11 @@ def transformer_config(shape: ModelShape, mesh: Mesh, dtype: torch.dtype) -> Tra
 
 
 def leave_uninitialised(weight: Tensor) -> Tensor:
-    """Weights come from a file. `perform_initialization=False` would skip the random numbers too, but also the marks that
-    tell tensor-parallel pieces from copies: the gradient norm would miss the pieces of all ranks but the first."""
+    """Weights come from a file, so nothing is drawn.
+
+    `perform_initialization=False` would draw nothing either, but also leave out the marks that tell tensor-parallel
+    pieces from copies: the gradient norm would then miss the pieces of every rank but the first.
+    """
     return weight
 
 

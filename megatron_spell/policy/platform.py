@@ -3,8 +3,8 @@
 Megatron-Core 0.16 names the device "cuda" in factories, random states and type checks, and has no setting for another
 one. `install()` gives Megatron's modules a view of torch in which those names mean the CPU. Torch itself keeps its own:
 replacing its factories would, among other things, break models that other libraries build under `torch.device("meta")`.
-Each adaptation stands in a function with its reason; all are needed with megatron-core 0.16.1, and can go with the first
-release that takes the device from the model's parameters.
+Each adaptation stands in a function with its reason; all are needed with megatron-core 0.16.1, and can go with the
+first release that takes the device from the model's parameters.
 """
 
 import functools
@@ -20,7 +20,6 @@ FACTORIES = ("tensor", "empty", "zeros", "ones", "full", "arange", "empty_like",
 
 # Said at import, once per Megatron module; the optional kernels are known to be absent.
 warnings.filterwarnings("ignore", message=r"(Transformer Engine and Apex are|Apex is) not installed")
-
 
 
 class View:
@@ -92,7 +91,7 @@ def _on_cpu(factory: Callable) -> Callable:
 
 @functools.cache
 def _unite_rng_states() -> None:
-    """The tracker sets states through a device's generator, and warns when the CPU's moved meanwhile: here they are one."""
+    """The tracker sets states through a device's generator, and warns when the CPU's moved; here they are one."""
     import megatron.core.tensor_parallel.random as tracker
 
     tracker._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)

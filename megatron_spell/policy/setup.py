@@ -60,5 +60,16 @@ def _join(mesh: Mesh, timeout: timedelta) -> None:
         return
     try:
         dist.init_process_group(platform.backend(), timeout=timeout)
-    except (ValueError, dist.DistError) as error:
-        raise PolicyError(f"the trainers could not join within policy.timeout_s = {timeout.total_seconds():g}: {error}") from None
+    except ValueError as error:
+        raise PolicyError(f"this process knows no other trainers ({_last(error)}); start them with torchrun") from None
+    except dist.DistError as error:
+        limit = f"policy.timeout_s = {timeout.total_seconds():g}"
+        raise PolicyError(f"not all {mesh.world_size} trainers came within {limit}: {_first(error)}") from None
+
+
+def _first(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _last(error: Exception) -> str:
+    return str(error).splitlines()[-1].removeprefix("Error initializing torch.distributed using env:// rendezvous: ")

@@ -26,8 +26,8 @@ class StepReport:
 
     `loss` is the decided loss over the whole batch and `loss_of_role` its shares. At ratio one the loss is -sum w * A
     whatever the model is: watch the gradient norm. `log_prob_diff_*` compare the engine's raw log-probs with the
-    policy's, in nats per trained token; `entropy_mean` is in nats at temperature 1. `num_tokens` are the trained tokens,
-    `bin_tokens` what was forwarded, `row_tokens` what rows run one by one would have forwarded.
+    policy's, in nats per trained token; `entropy_mean` is in nats at temperature 1. `num_tokens` are the trained
+    tokens, `bin_tokens` what was forwarded, `row_tokens` what rows run one by one would have forwarded.
     """
 
     loss: float
@@ -108,7 +108,7 @@ class Tally:
 
 
 def accumulate_gradients(model: DistributedDataParallel, batch: PackedBatch, algo: AlgoSection) -> Measured:
-    """Forward and backward over the batch; the gradients, summed over bins and data-parallel ranks, stay in the model."""
+    """Forward and backward over the batch; the gradients, summed over bins and data-parallel ranks, are the model's."""
     tally = Tally()
     model.config.finalize_model_grads_func = sum_gradients
     model.zero_grad_buffer()
@@ -134,7 +134,9 @@ def sum_gradients(model: list, num_tokens: Tensor | None = None, **groups: objec
     finalize_model_grads(model, None, **groups)
 
 
-def _run_schedule(model: DistributedDataParallel, batch: PackedBatch, loss_of_bin: Callable, forward_only: bool) -> None:
+def _run_schedule(
+    model: DistributedDataParallel, batch: PackedBatch, loss_of_bin: Callable, forward_only: bool
+) -> None:
     def forward_step(bins: Iterator[BinTensors], stage: DistributedDataParallel) -> tuple[object, Callable]:
         bin_tensors = next(bins)
         return stage(bin_tensors), partial(loss_of_bin, bin_tensors=bin_tensors)

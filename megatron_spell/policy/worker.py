@@ -90,8 +90,8 @@ class MegatronPolicy:
     def update(self, batch: PackedBatch) -> StepReport:
         """One optimizer step on the batch; every rank gets the whole batch and takes its bins.
 
-        Raises TrustError when the engine's log-probs are further from the policy's than `trust` allows, PolicyError for a
-        gradient that is not finite: on all ranks, with weights and optimizer state unchanged.
+        Raises TrustError when the engine's log-probs are further from the policy's than `trust` allows, PolicyError for
+        a gradient that is not finite: on all ranks, with weights and optimizer state unchanged.
         """
         measured = step.accumulate_gradients(self.ddp, batch, self.algo)
         self._check_trust(measured)
@@ -128,7 +128,7 @@ class MegatronPolicy:
         return np.split(flat.cpu().numpy(), starts[1:-1])
 
     def export_hf(self, folder: Path) -> None:
-        """Write the weights as a new Hugging Face folder, with the config and tokenizer files of the folder they came from.
+        """Write the weights as a new Hugging Face folder, with config and tokenizer of the folder they came from.
 
         All ranks call it. Raises CheckpointError on all of them when the folder cannot be written.
         """

@@ -122,9 +122,10 @@ def words(text: str) -> list[str]:
     text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").casefold()
     text = _PERCENT.sub("%", _IN_WORD_MARK.sub("", text))
     found = [_SEPARATOR if m["separator"] else _plain_number(m[0]) for m in _TOKEN.finditer(text)]
+    without_articles = [word for word in found if word not in _ARTICLES]
+    found = without_articles if any(without_articles) else found
     spoken = [i for i, word in enumerate(found) if word != _SEPARATOR]
-    found = found[spoken[0] : spoken[-1] + 1] if spoken else []
-    return [word for word in found if word not in _ARTICLES] or found
+    return found[spoken[0] : spoken[-1] + 1] if spoken else []
 
 
 def _plain_number(word: str) -> str:

@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections import deque
 from typing import Any
 
 MAX_STATEMENT_CHARS = 2000  # of what follows "answer is"; nothing that matters stands further on
 _TAIL_CHARS = 100_000  # a final statement is looked for in this much of the end
 
+_MAX_FENCES = 16  # a failed try costs the length of the text (JSONDecodeError counts lines), so tries are bounded
 _FENCE = re.compile(r"```json\b\s*", re.IGNORECASE)
 _SPACE = re.compile(r"\s*")
 # Emphasis may stand between the two words: "the **answer** is".
@@ -25,9 +27,12 @@ def after_thinking(text: str) -> str | None:
 
 
 def json_object(text: str) -> dict[str, Any] | None:
-    """The last closed ```json block that holds an object, else the whole text as one; None when neither does."""
+    """The last closed ```json block that holds an object, else the whole text as one; None when neither does.
+
+    Only the last _MAX_FENCES openings of a block are looked at.
+    """
     decoder = json.JSONDecoder(parse_constant=_refuse_constant)
-    for fence in reversed(list(_FENCE.finditer(text))):
+    for fence in reversed(deque(_FENCE.finditer(text), maxlen=_MAX_FENCES)):
         found = _decode(decoder, text, fence.end(), closing="```")
         if found is not None:
             return found

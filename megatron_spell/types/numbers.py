@@ -137,10 +137,7 @@ def _scales(text: str, start: int, *, opened: bool) -> tuple[float, str, bool, i
 
 
 def _scale_name(word: str) -> str:
-    if word in _SCALES:
-        return word
-    word = " ".join(word.lower().split())
-    return word if word in _SCALES else "percent"
+    return word if word in _SCALES else " ".join(word.lower().split())
 
 
 def _number(core: re.Match[str], sign: str, scale: float, words: str) -> Number | None:

@@ -14,9 +14,9 @@ REPOSITORY = Path(__file__).parents[2]
 def run_ranks(script: Path, num_ranks: int, *argv: str, timeout_s: float = 180.0) -> None:
     """Run `python script *argv` as ranks 0..num_ranks-1 that find each other through the usual environment.
 
-    Raises AssertionError with the output of the first rank that fails, or of all when the time is up. No process is left.
+    Raises AssertionError with the output of the first rank that fails, or of all when the time is up. No process stays.
     """
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         logs = [Path(folder) / f"rank{rank}.txt" for rank in range(num_ranks)]
         ranks = [_start(script, argv, rank, num_ranks, port, log) for rank, log in enumerate(logs)]
@@ -26,6 +26,13 @@ def run_ranks(script: Path, num_ranks: int, *argv: str, timeout_s: float = 180.0
             for process in ranks:
                 process.kill()
                 process.wait()
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _start(script: Path, argv: tuple[str, ...], rank: int, num_ranks: int, port: int, log: Path) -> subprocess.Popen:
@@ -66,9 +73,3 @@ def _raise_first_failure(ranks: list[subprocess.Popen], logs: list[Path]) -> Non
 
 def _tail(log: Path) -> str:
     return log.read_text(errors="replace")[-4000:]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -10,7 +10,15 @@ import pytest
 
 from megatron_spell.cluster.guard import marked, start_guard, sweep
 from megatron_spell.cluster.handles import ClusterError
-from megatron_spell.cluster.local import Launch, RankFailed, available_memory_bytes, check_port, free_port, run_ranks
+from megatron_spell.cluster.local import (
+    Launch,
+    RankFailed,
+    available_memory_bytes,
+    check_port,
+    free_port,
+    own_address,
+    run_ranks,
+)
 
 RANK = "tests.unit.cluster.rank_module"
 ROOT = Path(__file__).parents[3]
@@ -124,3 +132,8 @@ def test_no_rank_outlives_the_launcher(tmp_path, how):
     launcher.send_signal(how)
     launcher.wait(30)
     assert wait_until(lambda: not any(map(alive, pids)))
+
+
+def test_the_own_address_can_be_listened_on():
+    with socket.socket() as listener:
+        listener.bind((own_address(), 0))

@@ -2,11 +2,11 @@
 
 import pytest
 
+from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import AlgoSection, MeshSection
 from megatron_spell.layout.mesh import Mesh
 from megatron_spell.policy import setup
 from megatron_spell.policy.model import check_divides
-from megatron_spell.config.model_shape import ModelShape
 from tests.distributed.policy_lab import make_policy
 
 

@@ -130,7 +130,7 @@ def test_a_gradient_that_is_not_finite_stops_the_step(alone, model):
     policy, rows = loaded(model), make_rows(0)
     rows[2] = replace(rows[2], advantage=np.inf)
     before = snapshot(policy)
-    with pytest.raises(PolicyError, match="gradient norm of update 1 is (nan|inf); no step was taken"):
+    with pytest.raises(PolicyError, match=r"gradient norm of update 1 is (nan|inf); no step was taken"):
         policy.update(make_batch(rows))
     assert unchanged(policy, before)
     assert np.isfinite(policy.update(make_batch(make_rows(0))).grad_norm)

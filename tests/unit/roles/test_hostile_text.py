@@ -1,5 +1,6 @@
 """Whatever stands in documents, questions and answers: prompts keep their shape, parsers stay linear."""
 
+import json
 import time
 
 import numpy as np
@@ -93,8 +94,6 @@ def test_ten_megabyte_lines_are_read_in_linear_time(unit):
 
 @pytest.mark.parametrize("unit", ["x", "<", "< ", "{{", *HOSTILE], ids=repr)
 def test_a_question_of_megabytes_inside_json_is_read_in_linear_time(unit):
-    import json
-
     question = unit * (2_000_000 // len(unit)) + "x"
     said = "```json\n" + json.dumps({"question": question, "answer": "a"}) + "\n```"
     start = time.perf_counter()

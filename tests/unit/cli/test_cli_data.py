@@ -1,0 +1,133 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from megatron_spell.cli.data import data_app, histogram
+from megatron_spell.data.store import TokenStore
+from megatron_spell.text.tokenizer import Tokenizer
+from tests.tiny_tokenizer import write_byte_tokenizer
+from tests.unit.data.byte_tokenizer import write_texts
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_byte_tokenizer(folder)
+    return folder
+
+
+def data(*arguments):
+    return CliRunner(env={"COLUMNS": "120"}).invoke(data_app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def built(tmp_path, tokenizer_folder):
+    source = write_texts(tmp_path / "texts", 20)
+    (source / "chat.txt").write_text("<|im_end|> [red]{documents}[/red] :x: is only text in a document. " * 3)
+    out = tmp_path / "store.h5"
+    return data("build", source, "--out", out, "--tokenizer", tokenizer_folder, "--set-size", 4), out
+
+
+def test_build_writes_a_store_and_says_what_it_holds(built, tokenizer_folder):
+    result, out = built
+    assert result.exit_code == 0, result.output
+    assert "21 documents (0 too short and 0 repeated ones left out)" in result.stdout
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    with TokenStore.open(out) as store:
+        assert store.tokenizer_fingerprint == tokenizer.fingerprint
+        set_ids = store.set_ids("train") + store.set_ids("heldout")
+        documents = [d for set_id in set_ids for d in store.document_set(set_id).documents]
+    ids = np.concatenate([d.token_ids_T for d in documents])
+    assert not set(ids.tolist()) & tokenizer.special_ids
+    assert any("<|im_end|> [red]{documents}" in tokenizer.decode(d.token_ids_T) for d in documents)
+
+
+def test_show_prints_the_store(built, tokenizer_folder):
+    _, out = built
+    result = data("show", out, "--verify")
+    assert result.exit_code == 0, result.output
+    with TokenStore.open(out) as store:
+        summary, first = store.summary(), store.set_ids("heldout")[0]
+    for shown in (
+        "texts",
+        summary.tokenizer_fingerprint[:12],
+        str(summary.num_tokens),
+        f"{summary.num_sets['train']} train",
+        f"{summary.num_sets['heldout']} heldout",
+        "set_size=4",
+        "whole content verified",
+        first,
+        "█",
+    ):
+        assert shown in result.stdout
+
+
+def test_show_lists_the_documents_of_a_set(built):
+    _, out = built
+    with TokenStore.open(out) as store:
+        sets = {s: store.document_set(s) for split in ("train", "heldout") for s in store.set_ids(split)}
+    for set_id, one in sets.items():
+        result = data("show", out, "--set", set_id)
+        assert result.exit_code == 0, result.output
+        assert f"{set_id} ({one.split})" in result.stdout
+        for d in one.documents:
+            assert d.doc_id in result.stdout
+            assert str(d.num_tokens) in result.stdout
+
+
+def test_titles_are_not_taken_for_markup(tmp_path, tokenizer_folder):
+    source, out = tmp_path / "a.jsonl", tmp_path / "a.h5"
+    records = [{"text": f"text number {n} " * 10, "title": "[red]a[/blue] :x:"} for n in range(4)]
+    source.write_text("\n".join(map(json.dumps, records)))
+    assert data("build", source, "--out", out, "--tokenizer", tokenizer_folder, "--set-size", 4).exit_code == 0
+    assert "[red]a[/blue] :x:" in data("show", out, "--set", "set-00000").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "no-such-place"], "source 'no-such-place' is not there; give python-topics"),
+        (["build", "python-topics", "--heldout", "1.5"], "heldout = 1.5 must be at least 0 and below 1"),
+        (["build", "python-topics", "--set-size", "9999"], "the sources give"),
+        (["build", "python-topics", "--tokenizer", "nowhere"], "--tokenizer nowhere: nowhere is not a folder"),
+        (["build", "python-topics", "--out", "."], "out = .: is a folder"),
+        (["show", "nothing.h5"], "nothing.h5 is not there; build one with `megatron-spell data build"),
+    ],
+)
+def test_usage_errors_are_one_line_and_exit_code_2(tmp_path, tokenizer_folder, arguments, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if arguments[0] == "build":
+        for option, value in (("--out", "store.h5"), ("--tokenizer", tokenizer_folder)):
+            arguments = arguments if option in arguments else [*arguments, option, value]
+    result = data(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.startswith("megatron-spell: ")
+    assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_set_that_is_not_there_is_a_usage_error(built):
+    result = data("show", built[1], "--set", "set-99999")
+    assert result.exit_code == 2
+    assert "holds no set 'set-99999'; give one of set-00000 to " in result.stderr
+
+
+def test_the_histogram_counts_every_document():
+    lengths = (3, 3, 4, 50, 100)
+    lines = histogram(lengths)
+    assert sum(int(line.split()[-1]) for line in lines) == len(lengths)
+    assert lines[0].split()[:3] == ["3", "-", "15"]
+    assert lines[-1].split()[2] == "100"
+    assert histogram((7,)) == [f"7 - 7  {'█' * 40} 1"]
+
+
+def test_the_commands_are_there_before_anything_heavy_is_imported():
+    heavy = {"h5py", "sklearn", "transformers", "numpy"}
+    code = f"import sys, megatron_spell.cli.data; print(sorted({heavy} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,7 +1,7 @@
 """Turn a sentencepiece BPE model into a Hugging Face fast tokenizer that gives the same ids.
 
-Merges are recovered from the scores: sentencepiece joins, again and again, the neighbouring pair whose union is the best
-scored piece (leftmost first), which is byte-pair encoding with one merge for every way to cut a piece in two.
+Merges are recovered from the scores: sentencepiece joins, again and again, the neighbouring pair whose union is the
+best scored piece (leftmost first), which is byte-pair encoding with a merge for every way to cut a piece in two.
 """
 
 import json
@@ -31,8 +31,8 @@ def sentencepiece_to_hf(
 ) -> Path:
     """Write `out_folder`/tokenizer.json and tokenizer_config.json (and chat_template there); return the folder.
 
-    Control pieces and the unknown piece become special tokens, user-defined pieces plain added tokens (both are found in
-    text before anything else). eos, bos and pad default to the model's own. `max_length` is only what the file states.
+    Control pieces and the unknown piece become special tokens, user-defined pieces plain added tokens (both are found
+    in text before anything else). eos, bos and pad default to the model's own. `max_length` is only stated.
     Raises ConversionError for a missing file, another algorithm than BPE, or a normalisation other than identity.
     """
     model = load_model(model_file)

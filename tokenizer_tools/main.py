@@ -24,7 +24,9 @@ def train(
     texts: Annotated[list[Path], typer.Argument(help="UTF-8 text files, read in this order")],
     out: Annotated[Path, typer.Option(help="Path of the model without its ending; .model is added")],
     vocab_size: Annotated[int, typer.Option(min=300, help="Pieces in all, 256 bytes among them")],
-    symbol: Annotated[list[str] | None, typer.Option(help="Text that is always one piece; may be given many times")] = None,
+    symbol: Annotated[
+        list[str] | None, typer.Option(help="Text that is always one piece; may be given many times")
+    ] = None,
     control: Annotated[list[str] | None, typer.Option(help="Piece that no text encodes to, such as <|user|>")] = None,
     eos: Annotated[str, typer.Option(help="The control piece that ends a text")] = "</s>",
     pad: Annotated[str | None, typer.Option(help="The control piece for padding")] = None,

@@ -27,7 +27,7 @@ def train_sentencepiece(
 
     The model is lossless: no normalisation, no dummy prefix, byte fallback. `user_defined_symbols` may hold blanks and
     line ends; each is one piece wherever it stands. `control_symbols`, `eos_piece` and `pad_piece` are control pieces
-    that no text encodes to. Ids: 0 unknown, 1 end of text, 2 padding if wanted. Deterministic (one thread, texts in order).
+    that no text encodes to. Ids: 0 unknown, 1 end of text, 2 padding if wanted. Deterministic: one thread, in order.
     Raises TrainingError.
     """
     model = io.BytesIO()

@@ -75,7 +75,9 @@ def split_texts() -> tuple[list[list[str]], list[list[str]]]:
     """The texts of the sets that a store of the same source and settings trains on, and of those it holds out."""
     settings = BuildSettings()
     planned = plan_sets(read_sources([SOURCE], settings), settings)
-    texts = {split: [[d.text for d in p.documents] for p in planned if p.split == split] for split in ("train", "heldout")}
+    texts = {
+        split: [[d.text for d in p.documents] for p in planned if p.split == split] for split in ("train", "heldout")
+    }
     return texts["train"], texts["heldout"]
 
 

@@ -16,7 +16,9 @@ Table = dict[str, dict[int, tuple[float, int]]]
 
 
 @torch.no_grad()
-def look_up_table(model: torch.nn.Module, scribe: Scribe, contexts: Contexts, num_contexts: int, seed: int = 0) -> Table:
+def look_up_table(
+    model: torch.nn.Module, scribe: Scribe, contexts: Contexts, num_contexts: int, seed: int = 0
+) -> Table:
     """kind -> document tokens -> (share of greedy answers that are right to the last token, number of questions).
 
     For the questioner the share of right tokens: what it should ask is free, how it goes on is not. A verifier's votes

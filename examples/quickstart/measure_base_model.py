@@ -1,6 +1,6 @@
 """Measure a quickstart model on held-out documents: greedy look-ups, then rounds as in play, sampled.
 
-    python examples/quickstart/measure_base_model.py examples/quickstart/base_model
+python examples/quickstart/measure_base_model.py examples/quickstart/base_model
 """
 
 import argparse

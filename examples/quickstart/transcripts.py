@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
 from lookup import LookUp, Spans, look_up
+
 from megatron_spell.curriculum.curriculum import in_words
 from megatron_spell.roles.questioner import questioner_prompt
 from megatron_spell.roles.responder import responder_prompt

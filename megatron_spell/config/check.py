@@ -5,6 +5,7 @@ Nothing here opens a store, a port or a heavy library; that is `train/preflight.
 
 from collections.abc import Iterator
 from functools import reduce
+from math import gcd
 
 from megatron_spell.config.model_shape import ModelShape, UnknownModel
 from megatron_spell.config.schema import RunConfig
@@ -84,13 +85,15 @@ def _files(config: RunConfig) -> Iterator[str]:
 
 def _mesh_fits(config: RunConfig, shape: ModelShape) -> Iterator[str]:
     mesh = config.policy.mesh
-    for what, size in (("attention heads", shape.num_heads), ("key-value heads", shape.num_kv_heads)):
-        if size % mesh.tp:
-            why = f"the model's {size} {what} do not divide by it"
-            yield _fault(config, "policy.mesh.tp", why, f"use a divisor of {size}")
-    if shape.ffn_size % mesh.tp:
-        why = f"the model's {shape.ffn_size} feed-forward columns do not divide by it"
-        yield _fault(config, "policy.mesh.tp", why, f"use a divisor of {shape.ffn_size}")
+    cut_by_tp = {
+        "attention heads": shape.num_heads,
+        "key-value heads": shape.num_kv_heads,
+        "feed-forward columns": shape.ffn_size,
+    }
+    odd = [f"{size} {what}" for what, size in cut_by_tp.items() if size % mesh.tp]
+    if odd:
+        why = f"the model's {' and '.join(odd)} do not divide by it"
+        yield _fault(config, "policy.mesh.tp", why, f"use a divisor of {gcd(*cut_by_tp.values())}")
     if shape.num_layers % mesh.pp:
         why = f"the model's {shape.num_layers} layers do not divide by it"
         yield _fault(config, "policy.mesh.pp", why, f"use a divisor of {shape.num_layers}")

@@ -18,7 +18,7 @@ from transcripts import ANSWERING, SYMBOLS, TEMPLATE_SYMBOLS, Scribe, Transcript
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 from warm_up import Rows, batch_rows, learn_to_copy, learn_to_play
 
-from megatron_spell.data.build import plan_sets, read_sources
+from megatron_spell.data.build import HELDOUT, TRAIN, plan_sets, read_sources
 from megatron_spell.data.settings import BuildSettings
 from megatron_spell.roles.templates import Templates
 from megatron_spell.text.chat import ChatFormat
@@ -75,14 +75,14 @@ def split_texts() -> tuple[list[list[str]], list[list[str]]]:
     """The texts of the sets that a store of the same source and settings trains on, and of those it holds out."""
     settings = BuildSettings()
     planned = plan_sets(read_sources([SOURCE], settings), settings)
-    texts = {
-        split: [[d.text for d in p.documents] for p in planned if p.split == split] for split in ("train", "heldout")
-    }
-    return texts["train"], texts["heldout"]
+    train, held_out = (
+        [[d.text for d in one.documents] for one in planned if one.split == split] for split in (TRAIN, HELDOUT)
+    )
+    return train, held_out
 
 
 def make_tokenizer(folder: Path, texts: list[str]) -> Tokenizer:
-    """A lossless sentencepiece model of `texts` as a Hugging Face tokenizer, with the fixed wordings as single tokens."""
+    """A lossless sentencepiece model of `texts` as a Hugging Face tokenizer; the fixed wordings are single tokens."""
     model_file = train_sentencepiece(
         texts,
         folder / "tokenizer",

@@ -2,7 +2,7 @@
 
     python examples/quickstart/make_questions.py runs/quickstart/store.h5 --out runs/quickstart/questions.jsonl
 
-One JSON object a line: set_id, task, question, gold, documents (the indices shown, in order), options for multiple choice.
+One JSON object a line: set_id, task, question, gold, documents (the indices shown), options for multiple choice.
 """
 
 import argparse
@@ -54,7 +54,10 @@ def _options() -> argparse.Namespace:
 
 
 def questions(sets: list[DocumentSet], tokenizer: Tokenizer, seed: int) -> Iterator[dict]:
-    """Different questions, spread evenly over sets and lengths; fewer of a task than wanted when the texts hold no more."""
+    """Different questions, spread over sets and lengths; fewer of a task than wanted when the texts hold no more.
+
+    No two numbers asked for are of one document: the reference has few.
+    """
     spans, asked = Spans(tokenizer), set()
     for task, number in NUM_QUESTIONS.items():
         rng = random.Random(f"{seed} {task}")
@@ -64,13 +67,20 @@ def questions(sets: list[DocumentSet], tokenizer: Tokenizer, seed: int) -> Itera
                 break
             one = sets[attempt % len(sets)]
             found = _one(one, task, LENGTHS[made % len(LENGTHS)], spans, rng)
-            if found is not None and (one.set_id, found["question"]) not in asked:
-                asked.add((one.set_id, found["question"]))
+            if found is None:
+                continue
+            question, holder = found
+            what = holder if task is TaskName.MATH_QA else question["question"]
+            if (one.set_id, what) not in asked:
+                asked.add((one.set_id, what))
                 made += 1
-                yield found
+                yield question
 
 
-def _one(one: DocumentSet, task: TaskName, num_tokens: int, spans: Spans, rng: random.Random) -> dict | None:
+def _one(
+    one: DocumentSet, task: TaskName, num_tokens: int, spans: Spans, rng: random.Random
+) -> tuple[dict, int] | None:
+    """A question and the index of the document that holds its answer."""
     shown = some_documents(one, num_tokens, rng)
     documents = [one.documents[i] for i in shown]
     found = look_up(task, documents, spans, rng)
@@ -79,7 +89,7 @@ def _one(one: DocumentSet, task: TaskName, num_tokens: int, spans: Spans, rng: r
     question = {"set_id": one.set_id, "task": task.value, "question": found.question, "gold": found.parsed.gold}
     if found.options is not None:
         question["options"] = dict(zip(LETTERS, found.options, strict=True))
-    return question | {"documents": shown}
+    return question | {"documents": shown}, shown[found.document]
 
 
 def some_documents(one: DocumentSet, num_tokens: int, rng: random.Random) -> list[int]:

@@ -53,7 +53,8 @@ class Tally:
         between = np.mean((rates > 0) & (rates < 1)) if self.rates else np.nan
         votes = f"{np.mean(self.votes_right):.2f}" if self.votes_right else "-"
         return (
-            f"{self.parsed / self.num_draws:9.2f}{self.true / max(1, self.parsed):9.2f}{rates.mean():9.2f}{between:9.2f}"
+            f"{self.parsed / self.num_draws:9.2f}{self.true / max(1, self.parsed):9.2f}"
+            f"{rates.mean():9.2f}{between:9.2f}"
             f"{votes:>9}{sum(self.groups):6d}/{len(self.groups)}"
         )
 

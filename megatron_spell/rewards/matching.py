@@ -7,7 +7,7 @@ take back what it grants.
 import re
 import unicodedata
 
-from megatron_spell.types.numbers import MAX_CHARS, Number, parse_number
+from megatron_spell.types.numbers import MAX_CHARS, parse_number
 from megatron_spell.types.play import LETTERS, TaskName
 
 MAX_TEXT_CHARS = 2000  # longer texts match nothing
@@ -66,11 +66,7 @@ def same_number(prediction: str, gold: str, tolerance: float) -> bool:
         return False
     if _close(found.value, wanted.value, tolerance):
         return True
-    return _leaves_scale_out(found, wanted) and _close(found.written, wanted.written, tolerance)
-
-
-def _leaves_scale_out(found: Number, wanted: Number) -> bool:
-    return wanted.states_scale and not found.states_scale
+    return not found.states_scale and _close(found.written, wanted.written, tolerance)
 
 
 def _close(found: float, wanted: float, tolerance: float) -> bool:

@@ -11,7 +11,7 @@ def _counts(votes: Votes) -> tuple[int, int]:
 
 
 def majority(votes: Votes) -> bool | None:
-    """True with strictly more than half of the valid votes yes (paper, section 3.3), else False; None without any."""
+    """True with strictly more than half of the valid votes yes (the paper's rule), else False; None without any."""
     num_yes, num_no = _counts(votes)
     return num_yes > num_no if num_yes + num_no else None
 
@@ -20,7 +20,7 @@ def settled(votes_so_far: Votes, num_total: int) -> bool:
     """Whether no outcome of the votes still missing from `num_total` can change the majority."""
     num_yes, num_no = _counts(votes_so_far)
     num_left = num_total - len(votes_so_far)
-    return num_left <= 0 or num_yes > num_no + num_left or (num_no > 0 and num_no >= num_yes + num_left)
+    return num_left <= 0 or num_yes > num_no + num_left or num_no >= num_yes + num_left
 
 
 def judgment_rewards(votes: Votes) -> list[float]:
@@ -33,7 +33,7 @@ def trainable(votes: Votes, rule: float) -> bool:
     """Whether the verifier may learn from the group.
 
     Agreement among the valid votes must lie strictly between one half and one, and the majority must equal the rule's
-    verdict; otherwise a verifier trained on its own majority drifts towards saying yes always (paper, section 4.3).
+    verdict; otherwise a verifier trained on its own majority drifts towards saying yes always (reported by the paper).
     """
     num_yes, num_no = _counts(votes)
     return num_yes > 0 and num_no > 0 and num_yes != num_no and majority(votes) == bool(rule)

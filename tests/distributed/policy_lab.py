@@ -110,10 +110,13 @@ class Reference:
             groups, lr=o.lr, eps=o.eps, betas=(o.beta1, o.beta2), weight_decay=o.weight_decay
         )
 
+    def logits(self, row: TrainRow) -> torch.Tensor:
+        """Of the predictors of the response's tokens: [A, W]."""
+        ids = torch.from_numpy(np.concatenate([row.prompt_ids_T, row.response_ids_A]))
+        return self.model(ids[None]).logits[0, row.prompt_ids_T.size - 1 : -1]
+
     def log_probs(self, row: TrainRow, temperature: float = 1.0) -> torch.Tensor:
-        prompt = row.prompt_ids_T.size
-        logits = self.model(torch.from_numpy(np.concatenate([row.prompt_ids_T, row.response_ids_A]))[None]).logits[0]
-        scores = torch.log_softmax(logits[prompt - 1 : -1] / temperature, -1)
+        scores = torch.log_softmax(self.logits(row) / temperature, -1)
         return scores.gather(-1, torch.from_numpy(row.response_ids_A)[:, None])[:, 0]
 
     def backward(self, rows: list[TrainRow]) -> None:

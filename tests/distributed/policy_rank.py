@@ -8,17 +8,40 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_spell.config.schema import MeshSection, TrustSection
 from megatron_spell.policy import setup, step, worker
-from tests.distributed.policy_lab import make_batch, make_policy, make_rows, with_engine_log_probs
+from megatron_spell.policy.model import PolicyModel
+from tests.distributed.policy_lab import VOCAB, make_batch, make_policy, make_rows, with_engine_log_probs
+
+
+def logits_of_first_row(policy, rows: list, out: Path) -> None:
+    """Write the full-vocabulary logits at every response token of the first row to OUT/logits.npy."""
+    seen = []
+
+    def noting(model, hidden_A_D):
+        seen.append(head(model, hidden_A_D))
+        return seen[-1]
+
+    head = PolicyModel._logits
+    with patch.object(PolicyModel, "_logits", noting):
+        policy.log_probs(make_batch(rows[:1], policy.mesh.dp))
+    if parallel_state.is_pipeline_last_stage() and parallel_state.get_data_parallel_rank() == 0:
+        group = parallel_state.get_tensor_model_parallel_group()
+        blocks = [torch.empty_like(seen[0]) for _ in range(group.size())]
+        dist.all_gather(blocks, seen[0].detach().contiguous(), group=group)
+        if group.rank() == 0:
+            np.save(out / "logits.npy", torch.cat(blocks, -1)[:, :VOCAB].numpy())
 
 
 def train(policy, case: dict) -> dict:
-    """Log-probs of the first batch, then an update on the rows of each seed, then an export."""
+    """Logits and log-probs of the first batch, then an update on the rows of each seed, then an export."""
     dp = policy.mesh.dp
+    logits_of_first_row(policy, make_rows(case["seeds"][0]), Path(case["out"]))
     log_probs = policy.log_probs(make_batch(make_rows(case["seeds"][0]), dp))
     reports = []
     for seed in case["seeds"]:

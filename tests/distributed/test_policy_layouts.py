@@ -64,7 +64,9 @@ def plain_torch(model: Path) -> dict:
     reference = Reference(model)
     with torch.no_grad():
         log_probs = [reference.log_probs(row).numpy() for row in make_rows(SEEDS[0])]
+        logits = reference.logits(make_rows(SEEDS[0])[0]).numpy()
     return {
+        "logits": logits,
         "log_probs": log_probs,
         "grad_norms": [reference.update(make_rows(seed)) for seed in SEEDS],
         "tensors": reference.tensors(),
@@ -105,10 +107,17 @@ def four(lab) -> Lab:
 def assert_trained_like_plain_torch(lab: Lab, name: str) -> None:
     seen, truth = lab.seen(name), lab.truth[name.split("-")[0]]
     assert seen["reports_agree"]
+    np.testing.assert_allclose(np.load(lab.folder / name / "logits.npy"), truth["logits"], atol=1e-4, rtol=0)
     for found, expected in zip(seen["log_probs"], truth["log_probs"], strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
     np.testing.assert_allclose(seen["grad_norms"], truth["grad_norms"], rtol=1e-5)
     assert lab.distance(name) < 1e-6
+
+
+def test_one_process_trains_like_plain_torch(lab):
+    lab.run([lab.case("tied-one", {"tp": 1}), lab.case("untied-one", {"tp": 1})])
+    for name in ("tied-one", "untied-one"):
+        assert_trained_like_plain_torch(lab, name)
 
 
 @pytest.mark.parametrize("name", ["untied-tp", "untied-pp", "tied-tp", "tied-pp", "tied-dp"])

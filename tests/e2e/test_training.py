@@ -110,7 +110,8 @@ def descendants_when(run: subprocess.Popen, path: Path) -> list[psutil.Process]:
 
 
 def assert_all_end(processes: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=30)
+    # Ray's agents only look every so often whether the raylet that started them is still there.
+    _, alive = psutil.wait_procs(processes, timeout=120)
     left = [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     names = [p.name() for p in left]
     for process in left:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_spell.data.cluster import plan_sets
+from megatron_spell.data.cluster import _Packing, heldout_groups, plan_sets
 from megatron_spell.data.documents import RawDocument
 from megatron_spell.data.errors import BuildError
 from megatron_spell.data.settings import BuildSettings
@@ -121,6 +121,21 @@ def test_many_documents_are_parted_in_several_rounds():
     planned = plan_sets(documents, replace(SETTINGS, set_size=4))
     assert len(planned) > 300
     assert all(2 <= len(p.documents) <= 8 for p in planned)
+
+
+def test_light_bins_join_each_other_before_they_overfill_the_nearest():
+    weights = np.array([3, 3, 2, 12, 12])  # the light ones all lie nearest to the first heavy one
+    vectors = np.array([[0.98, 0.2], [0.97, 0.25], [0.96, 0.3], [1.0, 0.0], [0.0, 1.0]])
+    bins = _Packing(vectors, weights, size=8, seed=0).join_light([[0], [1], [2], [3], [4]])
+    assert sorted(weights[b].sum() for b in bins) == [8, 12, 12]
+
+
+def test_what_is_held_out_depends_on_the_seed_and_not_on_the_order():
+    sizes = {f"g{n}": 4 for n in range(40)}
+    held = heldout_groups(sizes, SETTINGS)
+    assert len(held) == 10
+    assert heldout_groups(dict(reversed(sizes.items())), SETTINGS) == held
+    assert heldout_groups(sizes, replace(SETTINGS, seed=1)) != held
 
 
 def test_documents_that_hardly_differ_are_parted_all_the_same():

@@ -39,11 +39,11 @@ def test_jsonl_records_bring_title_and_id_where_they_have_them(tmp_path):
 
 
 def test_long_texts_are_cut_into_documents_of_one_group(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"One paragraph here.\r\n\r\nAnother paragraph.\r\n\r\nA third one.")
-    documents = list(read_source(str(tmp_path / "a.txt"), max_chars=20))
-    assert [d.text for d in documents] == ["One paragraph here.", "Another paragraph.", "A third one."]
-    assert [d.doc_id for d in documents] == ["a/1", "a/2", "a/3"]
-    assert [d.title for d in documents] == ["a 1", "a 2", "a 3"]
+    (tmp_path / "a.txt").write_bytes(b"one paragraph here\r\n\r\nanother\r\n\r\na third one\x0c")
+    documents = list(read_source(str(tmp_path / "a.txt"), max_chars=22))
+    assert [d.text for d in documents] == ["one paragraph here", "another\n\na third one"]
+    assert [d.doc_id for d in documents] == ["a/1", "a/2"]
+    assert [d.title for d in documents] == ["a 1", "a 2"]
     assert {d.group for d in documents} == {"a"}
 
 

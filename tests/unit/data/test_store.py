@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -221,6 +222,23 @@ def test_a_writer_that_fails_leaves_the_old_file_and_no_draft(path):
         raise KeyError
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux to name an open file")
+def test_a_store_is_on_the_disk_before_it_takes_its_place(path, monkeypatch):
+    before, reached = path.read_bytes(), []
+
+    def record(descriptor):
+        reached.append((Path(f"/proc/self/fd/{descriptor}").resolve(), path.read_bytes() == before))
+
+    monkeypatch.setattr(os, "fsync", record)
+    write(path, made_sets(seed=1))
+    (draft, old_still_there), (folder, old_there_then) = reached
+    assert draft.parent == path.parent
+    assert draft != path
+    assert old_still_there
+    assert folder == path.parent
+    assert not old_there_then
 
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path):

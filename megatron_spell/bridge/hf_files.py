@@ -271,9 +271,24 @@ def finish_folder(
 def _copy_companions(source: Path, target: Path, dtype: torch.dtype) -> None:
     for pattern in _COMPANIONS:
         for file in sorted(source.glob(pattern)):
-            if file.name != INDEX_FILE:
+            if file.name == INDEX_FILE:
+                continue
+            if file.name == "config.json":
+                _write_config(file, target / file.name, dtype)
+            else:
                 shutil.copyfile(file, target / file.name)
-                _sync_file(target / file.name)
+            _sync_file(target / file.name)
+
+
+def _write_config(source: Path, target: Path, dtype: torch.dtype) -> None:
+    """The model's config, naming the dtype that is written; transformers before 5 called the field torch_dtype."""
+    try:
+        config = json.loads(source.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{source}: is not JSON: {_first_line(error)}") from None
+    config.pop("torch_dtype", None)
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    target.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_index(path: Path, files: Mapping[str, Mapping[str, Shape]], dtype: torch.dtype) -> None:

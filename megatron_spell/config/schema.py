@@ -61,7 +61,7 @@ class MaxTokens(Section):
 
 
 class SamplingSection(Section):
-    temperature: PositiveFloat = 0.7  # of all three roles
+    temperature: Annotated[float, Field(gt=0, le=2)] = 0.7  # of all three roles; vLLM takes no more than 2
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95  # of all three roles
     max_tokens: MaxTokens = MaxTokens()
 

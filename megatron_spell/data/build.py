@@ -108,15 +108,15 @@ class _Progress:
     """Two bars on a terminal, nothing elsewhere."""
 
     def __init__(self, console: Console | None) -> None:
-        console = console or Console(stderr=True)
+        shown_on = console or Console(stderr=True)
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            console=console,
+            console=shown_on,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not shown_on.is_terminal,
         )
 
     def counted(self, description: str, things: Iterable, total: int | None = None) -> Iterator:

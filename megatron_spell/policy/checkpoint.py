@@ -7,13 +7,12 @@
     policy.json          steps taken and the random states of every rank
 
 Megatron's own distributed checkpoints are not used: with megatron-core 0.16.1 their optimizer state loads in no other
-layout. Whole tensors are assembled on rank 0, one at a time, and streamed to the file.
+layout. Whole tensors are assembled on rank 0, a few at a time, and streamed to the file.
 """
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
-from itertools import groupby
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,9 +20,11 @@ import torch.distributed as dist
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch import Tensor
 
-from megatron_spell.bridge.hf_files import CheckpointError, write_hf_folder
-from megatron_spell.bridge.inventory import checkpoint_inventory, checkpoint_shapes, trainer_inventory
-from megatron_spell.bridge.planner import Move, Plan, plan
+from megatron_spell.bridge.export import gather_to_writer
+from megatron_spell.bridge.hf_files import CheckpointError
+from megatron_spell.bridge.inventory import checkpoint_shapes, trainer_inventory
+from megatron_spell.bridge.transports.base import peer_names
+from megatron_spell.bridge.transports.gloo import GroupTransport
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.layout.mesh import Mesh
 from megatron_spell.policy import platform
@@ -35,54 +36,25 @@ FORMAT = "megatron_spell.policy/1"
 WRITER = 0
 
 
-class Collector:
-    """Assembles whole Hugging Face tensors on rank 0 out of every rank's boxes; all ranks take part in every call."""
+def write_tensors(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    shape: ModelShape,
+    mesh: Mesh,
+    *,
+    dtype: torch.dtype,
+    timeout_s: float,
+    companions: Path | None = None,
+) -> None:
+    """Write this rank's `tensors` (by local name), with those of all ranks, as a new Hugging Face `folder`.
 
-    def __init__(self, shape: ModelShape, mesh: Mesh) -> None:
-        self.shapes = checkpoint_shapes(shape)
-        sources = {rank: trainer_inventory(shape, mesh, rank) for rank, _ in mesh.ranks()}
-        self._plan: Plan = plan(sources, {WRITER: checkpoint_inventory(shape)})
-
-    def write(
-        self, folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, companions: Path | None = None
-    ) -> None:
-        """Write the model's tensors, given as this rank's `tensors` by local name, to a new Hugging Face `folder`.
-
-        Config and tokenizer files are copied from `companions`. Raises CheckpointError on every rank when rank 0 cannot
-        write.
-        """
-        pieces = self._whole_tensors(tensors)
-        fault = None
-        if dist.get_rank() == WRITER:
-            try:
-                write_hf_folder(folder, pieces, self.shapes, dtype, copy_from=companions)
-            except CheckpointError as error:
-                fault = str(error)
-        for _ in pieces:  # what was not taken must be, or the ranks that send it would wait
-            pass
-        raise_together(fault)
-
-    def _whole_tensors(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) on the writer, nothing on the others; the same sequence of messages on all."""
-        for name, moves in groupby(self._plan.moves, key=lambda move: move.hf_name):
-            if dist.get_rank() == WRITER:
-                yield name, self._assemble(name, moves, tensors)
-            else:
-                for move in moves:
-                    if move.src_rank == dist.get_rank():
-                        dist.send(_piece(move, tensors), WRITER)
-
-    def _assemble(self, name: str, moves: Iterator[Move], tensors: Mapping[str, Tensor]) -> Tensor:
-        like = next(iter(tensors.values()))
-        whole = torch.empty(self.shapes[name], dtype=like.dtype, device=like.device)
-        for move in moves:
-            if move.src_rank == WRITER:
-                piece = _piece(move, tensors)
-            else:
-                piece = torch.empty(move.hf_box.shape, dtype=like.dtype, device=like.device)
-                dist.recv(piece, move.src_rank)
-            whole[move.hf_box.index] = piece
-        return whole
+    All ranks call it; rank 0 writes. Config and tokenizer files are copied from `companions`. Raises CheckpointError
+    on every rank when the folder cannot be written, TransportError when a rank is lost.
+    """
+    inventories = {rank: trainer_inventory(shape, mesh, rank) for rank, _ in mesh.ranks()}
+    transport = GroupTransport(dist.group.WORLD, timeout_s=timeout_s, names=peer_names(mesh.world_size, 0))
+    shapes = checkpoint_shapes(shape)
+    gather_to_writer(folder, tensors, inventories, shapes, transport, dtype=dtype, copy_from=companions)
 
 
 def raise_together(fault: str | None) -> None:
@@ -146,7 +118,3 @@ def _random_states() -> dict[str, Tensor]:
 
 def _from_base64(text: str) -> Tensor:
     return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
-
-
-def _piece(move: Move, tensors: Mapping[str, Tensor]) -> Tensor:
-    return tensors[move.src_name][move.src_box.index].contiguous()

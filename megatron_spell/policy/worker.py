@@ -1,7 +1,6 @@
 """The policy on one trainer rank: load, score, update, save. Every rank calls the same methods in the same order."""
 
 import math
-from functools import cached_property
 from pathlib import Path
 
 from megatron_spell.policy import platform  # isort: skip  (quiets Megatron's import)
@@ -19,7 +18,6 @@ from megatron_spell.bridge.inventory import checkpoint_shapes, trainer_inventory
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import AlgoSection, PolicySection, TrustSection
 from megatron_spell.policy import checkpoint, step
-from megatron_spell.policy.checkpoint import Collector
 from megatron_spell.policy.model import build_model
 from megatron_spell.policy.optimizer import (
     FIRST_MOMENT,
@@ -132,7 +130,7 @@ class MegatronPolicy:
 
         All ranks call it. Raises CheckpointError on all of them when the folder cannot be written.
         """
-        self._collector.write(folder, self.local_tensors(), self.model.config.params_dtype, self._companions)
+        self._write(folder, self.local_tensors(), self.model.config.params_dtype, self._companions)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint (see checkpoint.py) into `folder`, which is whole once this returned on all ranks.
@@ -141,9 +139,9 @@ class MegatronPolicy:
         """
         self.export_hf(folder / checkpoint.WEIGHTS)
         if self.model.config.params_dtype != torch.float32:
-            self._collector.write(folder / checkpoint.MAIN_WEIGHTS, main_weights(self.model), torch.float32)
+            self._write(folder / checkpoint.MAIN_WEIGHTS, main_weights(self.model), torch.float32)
         for name, tensors in self._moments().items():
-            self._collector.write(folder / name, tensors, torch.float32)
+            self._write(folder / name, tensors, torch.float32)
         checkpoint.write_state(folder, self.num_updates, self.mesh)
 
     def load(self, folder: Path) -> None:
@@ -162,15 +160,19 @@ class MegatronPolicy:
         checkpoint.restore_random_states(record, self.mesh)
         self._companions = folder / checkpoint.WEIGHTS
 
-    @cached_property
-    def _collector(self) -> Collector:
-        return Collector(self.shape, self.mesh)
-
     def _moments(self) -> dict[str, dict[str, Tensor]]:
         """AdamW's state by checkpoint folder and local name; the live tensors."""
         states = adam_moments(self.optimizer, self.model)
         keys = {checkpoint.FIRST_MOMENT: FIRST_MOMENT, checkpoint.SECOND_MOMENT: SECOND_MOMENT}
         return {folder: {name: state[key] for name, state in states.items()} for folder, key in keys.items()}
+
+    def _write(
+        self, folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype, companions: Path | None = None
+    ) -> None:
+        limit_s = self.policy.timeout_s
+        checkpoint.write_tensors(
+            folder, tensors, self.shape, self.mesh, dtype=dtype, timeout_s=limit_s, companions=companions
+        )
 
     def _read(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         read_segments(folder, self.inventory(), tensors, checkpoint_shapes(self.shape))

@@ -38,6 +38,10 @@ def plan_refresh(shape: ModelShape, mesh: Mesh, num_engines: int) -> Plan:
     return plan(sources, {mesh.world_size + number: whole for number in range(num_engines)})
 
 
+# Engines and trainers have limits of their own, whose messages say more; ours comes after them.
+MARGIN_S = 30.0
+
+
 class Refresh:
     """The trainers' and engines' common channel; opened at the first publish, and kept."""
 
@@ -60,7 +64,7 @@ class Refresh:
         self._background.run(self._engines.begin_update())
         receiving = self._background.start(self._engines.receive_weights({}))
         self._crew.call("send")
-        receiving.result(self._config.bridge.timeout_s)
+        receiving.result(self._config.bridge.timeout_s + MARGIN_S)
         self._background.run(self._engines.finish_update(version))
         return Refreshed(self._num_bytes, time.perf_counter() - started)
 
@@ -77,5 +81,5 @@ class Refresh:
         )
         coming = self._background.start(self._engines.connect(asdict(meeting) | {"rank": meeting.num_trainers}))
         self._crew.call("connect", meeting)
-        coming.result(self._config.bridge.timeout_s)
+        coming.result(self._config.bridge.timeout_s + MARGIN_S)
         self._connected = True

@@ -22,5 +22,5 @@ def read_question(found: dict[str, Any]) -> ParsedQuestion | Outcome:
 
 def read_answer(statement: str) -> str | None:
     """The first line of the statement; None when it says nothing or is longer than MAX_ANSWER_CHARS."""
-    answer = bare(neutralise(first_line(statement)))
+    answer = bare(" ".join(neutralise(first_line(statement)).split()))
     return answer if len(answer) <= MAX_ANSWER_CHARS and says_something(answer) else None

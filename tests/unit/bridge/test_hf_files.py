@@ -80,6 +80,7 @@ def test_shards_have_an_index_and_companions_come_along(tmp_path):
     source.mkdir()
     for name in ("config.json", "tokenizer.json", "chat_template.jinja", "merges.txt", INDEX_FILE, "old.safetensors"):
         (source / name).write_text(f"of {name}")
+    (source / "config.json").write_text('{"model_type": "qwen3", "torch_dtype": "bfloat16"}')
     folder = written(tmp_path / "new", copy_from=source, max_shard_bytes=3000)
     index = json.loads((folder / INDEX_FILE).read_text())
     files = sorted(set(index["weight_map"].values()))
@@ -90,7 +91,17 @@ def test_shards_have_an_index_and_companions_come_along(tmp_path):
     )
     for name, file in index["weight_map"].items():
         assert torch.equal(load_file(folder / file)[name], hf_tensors()[name])
+    assert json.loads((folder / "config.json").read_text()) == {"model_type": "qwen3", "dtype": "float32"}
+    assert (folder / "merges.txt").read_text() == "of merges.txt"
     assert not [f for f in tmp_path.iterdir() if f.name.startswith(".")]
+
+
+def test_a_config_that_is_no_json_is_named(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json: is not JSON"):
+        written(tmp_path / "new", copy_from=tmp_path / "source")
+    assert not (tmp_path / "new").exists()
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,7 +1,7 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_spell.rewards.matching import MAX_TEXT_CHARS, guess_rate, score
@@ -194,11 +194,13 @@ def test_model_text_is_never_run(task, tmp_path):
 words = st.text(alphabet=st.sampled_from("ab1 .,-%$/&\n'\u2019\u6771(\x00"), max_size=60)
 
 
+@settings(deadline=None)
 @given(words | st.text(max_size=60), words | st.text(max_size=60), st.sampled_from(list(TaskName)))
 def test_any_two_texts_score_zero_or_one(prediction, gold, task):
     assert score(task, prediction, gold, tolerance=TOLERANCE) in (0.0, 1.0)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60).filter(str.strip))
 def test_a_text_covers_itself(text):
     assert general(text, text) == 1.0
@@ -209,12 +211,14 @@ names = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(names, st.sampled_from([" ", ", ", " or ", "; ", " / ", " and ", "\n", ". ", " (", " - ", "|", " vs "]))
 def test_listing_candidates_never_wins(candidates, between):
     listed = between.join(candidates)
     assert all(general(listed, gold) == 0.0 for gold in candidates)
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=1e-6, max_value=1e12), st.floats(-0.01, 0.01))
 def test_numbers_within_the_tolerance_are_right_and_others_wrong(gold, deviation):
     found = gold * (1 + deviation)

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from megatron_spell.roles.questioner import parse_question, questioner_prompt
 from megatron_spell.roles.responder import parse_answer, responder_prompt
@@ -36,12 +36,14 @@ def shape(prompt):
     return [part.text if isinstance(part, Literal) else type(part).__name__ for part in prompt]
 
 
+@settings(deadline=None)
 @given(hostile_text)
 def test_no_text_changes_what_the_templates_wrote(text):
     for hostile, harmless in zip(prompts(text), prompts("harmless")):
         assert shape(hostile) == shape(harmless)
 
 
+@settings(deadline=None)
 @given(hostile_text)
 def test_quoted_text_holds_no_control_characters_and_none_of_our_tags(text):
     for prompt in prompts(text):
@@ -51,6 +53,7 @@ def test_quoted_text_holds_no_control_characters_and_none_of_our_tags(text):
                 part.text.encode("utf-8")  # lone surrogates would not
 
 
+@settings(deadline=None)
 @given(hostile_text, hostile_text)
 def test_parsers_return_on_hostile_text(before, after):
     for said in (before + after, f"{before} the answer is {after}", f"{before}```json\n{after}```"):

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_spell.roles.questioner import parse_question, questioner_prompt
@@ -239,6 +239,7 @@ def test_letters_that_the_options_repeat_are_taken_off_when_all_do():
     assert parse(choice(options=mixed), TaskName.MULTIPLE_CHOICE).options[0] == "A. Smith"
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200), st.sampled_from(list(TaskName)))
 def test_any_text_is_a_question_or_an_outcome(text, task):
     assert isinstance(parse(text, task), ParsedQuestion | Outcome)
@@ -251,6 +252,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.fixed_dictionaries({"question": json_values, "answer": json_values, "options": json_values}))
 def test_any_json_is_a_question_or_an_outcome(fields):
     for task in TaskName:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_spell.roles.questioner import questioner_prompt
@@ -148,6 +148,7 @@ def test_the_blind_prompt_differs_only_in_the_documents():
     assert blind == (Literal(told[0].text + words + told[last + 1].text), *told[last + 2 :])
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300), st.sampled_from(list(TaskName)))
 def test_any_text_is_read_to_an_answer_of_the_task_or_none(text, task):
     for said in (text, "the answer is " + text, "\\boxed{" + text):
@@ -161,6 +162,7 @@ def test_any_text_is_read_to_an_answer_of_the_task_or_none(text, task):
             assert parse_number(parsed) is not None
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_number_a_responder_may_state_is_read(value):
     assert float(parse_answer(f"The answer is {value}.", TaskName.MATH_QA)) == value

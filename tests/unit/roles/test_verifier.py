@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_spell.roles.templates import Templates
@@ -49,6 +49,7 @@ def test_an_output_that_was_cut_off_is_no_vote():
     assert parse_vote("[[YES]]", finished=False) is None
 
 
+@settings(deadline=None)
 @given(st.text(max_size=100))
 def test_text_without_a_decision_is_no_vote(text):
     assert parse_vote(text.replace("[[", "")) is None

@@ -2,7 +2,7 @@ import math
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_spell.types.numbers import MAX_CHARS, leading_number, parse_number
@@ -103,18 +103,21 @@ def test_a_leading_number_cut_by_the_length_bound_is_refused():
     assert leading_number("7 " + "x" * 1000)[0].value == 7
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="0123456789.,-+()/%$eE xMKB\u00d710^{}million", max_size=MAX_CHARS + 20))
 def test_anything_is_either_a_finite_number_or_none(text):
     found = parse_number(text)
     assert found is None or math.isfinite(found.value)
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**12), 10**12))
 def test_every_integer_reads_back_with_and_without_separators(value):
     assert parse_number(str(value)).value == value
     assert parse_number(f"{value:,}").value == value
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_float_reads_back_from_its_own_writing(value):
     assert parse_number(repr(value)).value == value

@@ -23,6 +23,9 @@ RunFile = Annotated[Path, typer.Argument(help="YAML of the run, for instance exa
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.field=value; may be given many times")]
 
 USAGE_ERROR = 2
+INTERRUPTED = 130
+# All that can be wrong with arguments; typer, which carries a click of its own, shows it only as this parent.
+UsageError = typer.BadParameter.__mro__[1]
 
 
 @app.command()
@@ -71,7 +74,17 @@ def _rank_under_torchrun() -> int | None:
 
 
 def main() -> None:
-    app()
+    """Run the command line. What the arguments themselves get wrong is told in one line as well."""
+    try:
+        code = typer.main.get_command(app).main(standalone_mode=False)
+    except UsageError as error:
+        command = error.ctx.command_path if error.ctx else "megatron-spell"
+        message = " ".join(error.format_message().split())
+        print(f"megatron-spell: {message.rstrip('.')}; see `{command} --help`", file=sys.stderr)
+        code = USAGE_ERROR
+    except (typer.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,11 @@ def build_run(config: RunConfig, crew: Crew) -> Run:
     background = Background()
     memory = MemoryWatch(psutil.Process().parent() or psutil.Process())
     store = TokenStore.open(config.data.store)
-    cluster = RayCluster.start(config.cluster.ray_address, timeout_s=config.cluster.start_timeout_s)
+    cluster = RayCluster.start(
+        config.cluster.ray_address,
+        num_cpus=config.rollout.engines,  # of a Ray of our own, which places nothing but engines
+        timeout_s=config.cluster.start_timeout_s,
+    )
     try:
         engines = EnginePool(background.run(_start_engines(config, cluster)))
     except BaseException:

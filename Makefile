@@ -29,8 +29,12 @@ $(DEMO)/questions.jsonl: $(DEMO)/store.h5
 demo: $(VENV)/installed $(DEMO)/questions.jsonl
 	$(BIN)/megatron-spell train examples/quickstart/run.yaml --set run_folder=$(DEMO)-$(shell date +%Y%m%d-%H%M%S)
 
+# The pure rooms are the ones that need no process and no engine to be tested.
+PURE := types layout config roles rewards algo curriculum selfplay text observe
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not gpu and not nightly"
+	$(BIN)/python -m pytest tests/unit tests/architecture tests/golden -m "not slow and not nightly and not gpu" \
+		$(PURE:%=--cov=megatron_spell/%) --cov-report=term:skip-covered --cov-fail-under=95
+	$(BIN)/python -m pytest -m "slow and not nightly and not gpu" --durations=15
 
 test-fast: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not slow and not nightly and not gpu"

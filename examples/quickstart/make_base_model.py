@@ -35,8 +35,8 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-# (until this share of the steps, document tokens, contexts a step, share of word salads)
-STAGES = ((0.3, 64, 8, 0.5), (0.55, 128, 8, 0.4), (1.0, 256, 6, 0.2))
+# (until this share of the steps, contexts a step, document tokens, share of word salads, questions to ask of each task)
+STAGES = ((0.25, 8, 64, 0.5, 2), (0.45, 7, 128, 0.4, 2), (1.0, 6, 256, 0.2, 1))
 NUMBER_SHARE = 0.5
 # Votes are wrong this often in the transcripts, so that the verifier is no more certain than a base model is.
 VOTE_NOISE = 0.2
@@ -65,7 +65,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=HERE / "base_model")
-    parser.add_argument("--steps", type=int, default=700, help="training steps on transcripts")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps on transcripts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
@@ -101,7 +101,7 @@ def copying_model(tokenizer: Tokenizer, seed: int) -> tuple[Qwen3ForCausalLM, in
     for attempt in range(seed, seed + 5):
         model = random_model(attempt)
         first_text_id = len(tokenizer.special_ids)
-        if learn_to_copy(model, attempt, first_text_id, max_steps=1200, say=_say):
+        if learn_to_copy(model, attempt, first_text_id, max_steps=500, say=_say):
             return model, attempt
         _say(f"copying: seed {attempt} did not learn it; next seed")
     raise SystemExit(f"none of the seeds {seed} to {seed + 4} learned to copy")
@@ -135,15 +135,15 @@ class Transcripts:
         self._scribe, self._contexts, self._rng = scribe, contexts, rng
 
     def __call__(self, done: float) -> Rows:
-        _, num_tokens, num_contexts, salad_share = next(stage for stage in STAGES if done < stage[0])
-        return batch_rows([self._row(num_tokens, salad_share) for _ in range(num_contexts)])
+        _, num_contexts, *shape = next(stage for stage in STAGES if done < stage[0])
+        return batch_rows([self._row(*shape) for _ in range(num_contexts)])
 
-    def _row(self, num_tokens: int, salad_share: float) -> list[Transcript]:
+    def _row(self, num_tokens: int, salad_share: float, num_asking: int) -> list[Transcript]:
         rng = self._rng
         while True:
             documents = self._contexts.draw(rng, num_tokens, salad_share, NUMBER_SHARE)
             row = [self._scribe.answering(documents, task, rng) for task in ANSWERING]
-            row += [self._scribe.asking(documents, task, rng) for task in TaskName]
+            row += [self._scribe.asking(documents, task, rng) for task in TaskName for _ in range(num_asking)]
             row += [self._scribe.judging(documents, rng, VOTE_NOISE) for _ in range(NUM_VOTES)]
             if row[0] is not None:
                 return [transcript for transcript in row if transcript is not None]

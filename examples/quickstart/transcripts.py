@@ -21,12 +21,12 @@ from megatron_spell.types.prompts import Prompt
 QUESTION_OPENS = '```json\n{"question": "'
 ANSWER_OPENS = '", "answer": "'
 OPTION_OPENS = ('", "options": {"A": "', '", "B": "', '", "C": "', '", "D": "')
-LETTER_OPENS = '"}, "answer": "'
 QUESTION_CLOSES = '"}\n```'
+LETTER_CLOSES = {letter: f'"}}, "answer": "{letter}"}}\n```' for letter in LETTERS}
 WORDS_ANSWER = "The correct answer is"
 NUMBER_ANSWER = "Therefore, the answer is"
 LETTER_MARKS = tuple(f" ({letter})" for letter in LETTERS)
-SYMBOLS = (QUESTION_OPENS, ANSWER_OPENS, *OPTION_OPENS, LETTER_OPENS, QUESTION_CLOSES)
+SYMBOLS = (QUESTION_OPENS, ANSWER_OPENS, *OPTION_OPENS, QUESTION_CLOSES, *LETTER_CLOSES.values())
 # quotation marks by themselves, so that an escaped one takes the place of a plain one, token for token
 SYMBOLS += ('"', '\\"')
 SYMBOLS += (WORDS_ANSWER, NUMBER_ANSWER, *LETTER_MARKS, YES, NO, "\n")
@@ -34,6 +34,7 @@ TEMPLATE_SYMBOLS = ("\nAsk for words.", "\nAsk for a number.", "\nAsk with optio
 TEMPLATE_SYMBOLS += ("\nQuestion: ", "\nNumber: ", "\nChoice: ", "Question: ", "\nReference: ", "\nAnswer: ", "\nSame?")
 TEMPLATE_SYMBOLS += (" = ", "Nothing.")
 
+HISTORY_SHARE = 0.3  # of the questioner's prompts that show earlier questions
 # what is asked of one context
 ANSWERING = (TaskName.GENERAL_QA,) * 3 + (TaskName.MATH_QA,) * 2 + (TaskName.MULTIPLE_CHOICE,) * 3
 
@@ -73,7 +74,7 @@ class Scribe:
         found = look_up(task, documents, self.spans, rng, letter)
         if found is None:
             return None
-        examples = self._examples(documents, task, found, rng) if rng.random() < 0.4 else ()
+        examples = self._examples(documents, task, found, rng) if rng.random() < HISTORY_SHARE else ()
         prompt = questioner_prompt(self.templates, task, documents, examples, letter)
         return self.transcript(f"questioner {task.value}", prompt, well_formed_question(found))
 
@@ -124,7 +125,7 @@ def well_formed_question(found: LookUp) -> str:
     if found.options is None:
         return f"{question}{ANSWER_OPENS} {escaped(found.answer)}{QUESTION_CLOSES}"
     options = "".join(f"{opens} {escaped(text)}" for opens, text in zip(OPTION_OPENS, found.options, strict=True))
-    return f"{question}{options}{LETTER_OPENS}{found.letter}{QUESTION_CLOSES}"
+    return f"{question}{options}{LETTER_CLOSES[found.letter]}"
 
 
 def escaped(text: str) -> str:

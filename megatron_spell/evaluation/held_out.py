@@ -13,6 +13,7 @@ from megatron_spell.roles.responder import parse_answer, responder_prompt
 from megatron_spell.rollout.engine import SamplingSpec
 from megatron_spell.selfplay.table import Table
 from megatron_spell.types.documents import Document
+from megatron_spell.types.play import Completion
 from megatron_spell.types.seeds import stream_seed
 
 BOOTSTRAP_DRAWS = 2000
@@ -82,8 +83,13 @@ async def _right_share(number: int, known: KnownQuestion, table: Table) -> float
     )
     completions = await table.engine.generate(table.chat.encode(prompt), spec, key=known.set_id)
     tolerance = table.config.rewards.numeric_tolerance
-    parsed = [parse_answer(table.tokenizer.decode(c.token_ids_T), known.task) for c in completions]
-    return float(np.mean([score(known.task, p, known.question.gold, tolerance=tolerance) for p in parsed]))
+    return float(np.mean([_score(completion, known, table, tolerance) for completion in completions]))
+
+
+def _score(completion: Completion, known: KnownQuestion, table: Table, tolerance: float) -> float:
+    text = table.tokenizer.decode(completion.token_ids_T)
+    parsed = parse_answer(text, known.task, finished=completion.finish_reason == "stop")
+    return score(known.task, parsed, known.question.gold, tolerance=tolerance)
 
 
 def _documents(known: KnownQuestion, table: Table) -> list[Document]:

@@ -64,7 +64,7 @@ async def ask(draw: Draw, table: Table) -> tuple[Turn, ParsedQuestion | Outcome]
     parsed = parse_question(
         turn.text,
         draw.task,
-        finished=turn.completion.finish_reason == "stop",
+        finished=turn.finished,
         num_answer_tokens=lambda text: len(table.tokenizer.encode_quoted(text)),
         max_answer_tokens=table.config.play.max_answer_tokens,
     )
@@ -81,8 +81,7 @@ async def answer_blind(draw: Draw, question: ParsedQuestion, table: Table) -> tu
 
 
 def blind_solve_rate(turns: tuple[Turn, ...], question: ParsedQuestion, task: TaskName, tolerance: float) -> float:
-    scores = [score(task, parse_answer(t.text, task), question.gold, tolerance=tolerance) for t in turns]
-    return float(np.mean(scores))
+    return float(np.mean([_scored(turn, question, task, tolerance).rule for turn in turns]))
 
 
 async def answer(draw: Draw, question: ParsedQuestion, table: Table) -> tuple[Answer, ...]:
@@ -94,7 +93,7 @@ async def answer(draw: Draw, question: ParsedQuestion, table: Table) -> tuple[An
 
 
 def _scored(turn: Turn, question: ParsedQuestion, task: TaskName, tolerance: float) -> Answer:
-    parsed = parse_answer(turn.text, task)
+    parsed = parse_answer(turn.text, task, finished=turn.finished)
     return Answer(turn, parsed, rule=score(task, parsed, question.gold, tolerance=tolerance))
 
 
@@ -137,7 +136,7 @@ async def _vote(draw: Draw, question: ParsedQuestion, text: str, table: Table) -
     judgments: list[Judgment] = []
     for number, size in enumerate(waves):
         turns = await table.speak(Role.VERIFIER, prompt, n=size, draw=draw, purpose=f"judge {number} {text}")
-        judgments += [Judgment(turn, parse_vote(turn.text)) for turn in turns]
+        judgments += [Judgment(turn, parse_vote(turn.text, finished=turn.finished)) for turn in turns]
         if settled([j.vote for j in judgments], num_votes):
             break
     return tuple(judgments)

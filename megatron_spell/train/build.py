@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sys
+import time
 from functools import lru_cache
 
 import psutil
@@ -35,6 +36,10 @@ CACHED_SETS = 256
 
 def build_run(config: RunConfig, crew: Crew) -> Run:
     """Start the engines and put the run together, on rank 0. What was started is closed again if this fails."""
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    mesh = config.policy.mesh.mesh()
+    console.print(f"{mesh.world_size} trainer ranks ({mesh}); starting {config.rollout.engines} vLLM engine(s) ...")
+    started = time.perf_counter()
     background = Background()
     memory = MemoryWatch(psutil.Process().parent() or psutil.Process())
     store = TokenStore.open(config.data.store)
@@ -56,6 +61,7 @@ def build_run(config: RunConfig, crew: Crew) -> Run:
         cluster.close()
         store.close()
 
+    console.print(f"engines ready after {time.perf_counter() - started:.0f} s")
     table = build_table(config, store, engines)
     curriculum = Curriculum(config, catalog(store), config.seed)
     host = "127.0.0.1" if config.cluster.ray_address is None else own_address()
@@ -70,7 +76,7 @@ def build_run(config: RunConfig, crew: Crew) -> Run:
         questions=load_questions(config.evaluation.questions) if config.evaluation.questions else [],
         memory=memory,
         background=background,
-        console=Console(file=sys.stdout, highlight=False, soft_wrap=True),
+        console=console,
         shut=shut,
     )
 

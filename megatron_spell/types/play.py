@@ -59,6 +59,11 @@ class Turn:
     completion: Completion
     text: str
 
+    @property
+    def finished(self) -> bool:
+        """Whether it came to an end of its own, and not to its token limit."""
+        return self.completion.finish_reason == "stop"
+
 
 @dataclass(frozen=True, slots=True)
 class QuestionAnswer:

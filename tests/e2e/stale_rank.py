@@ -4,16 +4,17 @@ import json
 import sys
 from pathlib import Path
 
+from megatron_spell.bridge.executor import Sender
 from megatron_spell.config.schema import RunConfig
-from megatron_spell.policy.worker import MegatronPolicy
+from megatron_spell.train import member
 from megatron_spell.train.worker import work
 
 
-def freeze_what_is_sent() -> None:
-    fresh = MegatronPolicy.local_tensors
-    MegatronPolicy.local_tensors = lambda self: {name: tensor.clone() for name, tensor in fresh(self).items()}
+class StaleSender(Sender):
+    def __init__(self, plan, rank, tensors, **settings):
+        super().__init__(plan, rank, {name: tensor.clone() for name, tensor in tensors.items()}, **settings)
 
 
 if __name__ == "__main__":
-    freeze_what_is_sent()
+    member.Sender = StaleSender
     sys.exit(work(RunConfig.model_validate(json.loads(Path(sys.argv[1]).read_text()))))

@@ -121,6 +121,7 @@ def test_backticks_inside_the_question_do_not_end_the_block():
         '```\n{"question": "q", "answer": "a"}\n```',
         "{'question': 'q', 'answer': 'a'}",
         '{"question": "q", "answer": NaN}',
+        '{"question": "q", "answer": "a", "confidence": Infinity}',
         '{"question": "q", "answer": "a"} and more',
         '{"question": "q"}',
         '{"answer": "a"}',

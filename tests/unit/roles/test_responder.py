@@ -23,6 +23,7 @@ GENERAL = {
     "The answer is Paris (France)": "Paris (France)",
     "The answer is \\boxed{\\text{Paris}}.": "Paris",
     "It is \\boxed{Paris}": "Paris",
+    "Not \\boxed{Rome} but \\boxed{Paris}": "Paris",
     "The answer is Rome. No: the answer is Paris": "Paris",
     "\\boxed{Rome}, hence the answer is Paris": "Paris",
     "The answer is Paris\nand that is why": "Paris",

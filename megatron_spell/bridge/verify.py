@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import isqrt
+from typing import Any
 
 from megatron_spell.bridge.boxes import Box, Inventory, Segment
 from megatron_spell.bridge.hf_files import raw_bytes
@@ -34,7 +35,7 @@ def sample_probes(plan: Plan, seed: int, max_elements: int | None = DEFAULT_PROB
     return tuple(Probe(name, _sampled(name, box, seed, max_elements)) for name, box in boxes)
 
 
-def digests(probes: Iterable[Probe], inventory: Inventory, tensors: Mapping[str, object], dtype) -> dict[str, str]:
+def digests(probes: Iterable[Probe], inventory: Inventory, tensors: Mapping[str, Any], dtype) -> dict[str, str]:
     """Probe (as text) -> digest, for the probes that one holder's `tensors` (by local name) contain.
 
     Tensors may be missing, so a stream can be digested piece by piece. `dtype` is the common one that values are
@@ -59,7 +60,7 @@ def digests(probes: Iterable[Probe], inventory: Inventory, tensors: Mapping[str,
 def digest(values, dtype) -> str:
     """Hash of a tensor's shape and of its elements as `dtype`."""
     spelled = blake2b(repr(tuple(values.shape)).encode(), digest_size=16)
-    spelled.update(raw_bytes(values, dtype))
+    spelled.update(raw_bytes(values, dtype).tobytes())
     return spelled.hexdigest()
 
 

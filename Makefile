@@ -15,8 +15,12 @@ DEMO := runs/quickstart
 $(VENV)/installed: setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[cpu,ray,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[cpu,ray]'
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[dev]'
 	touch $@
 
 $(DEMO)/store.h5: $(VENV)/installed examples/quickstart/make_questions.py
@@ -31,21 +35,21 @@ demo: $(VENV)/installed $(DEMO)/questions.jsonl
 
 # The pure rooms are the ones that need no process and no engine to be tested.
 PURE := types layout config roles rewards algo curriculum selfplay text observe
-test: $(VENV)/installed
+test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/unit tests/architecture tests/golden -m "not slow and not nightly and not gpu" \
 		$(PURE:%=--cov=megatron_spell/%) --cov-report=term:skip-covered --cov-fail-under=95
 	$(BIN)/python -m pytest -m "slow and not nightly and not gpu" --durations=15
 
-test-fast: $(VENV)/installed
+test-fast: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "not slow and not nightly and not gpu"
 
-nightly: $(VENV)/installed
+nightly: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
 
-check: $(VENV)/installed
+check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/prefix_sharing.py

@@ -63,11 +63,16 @@ def _lines(summary: dict) -> list[tuple[str, str]]:
             "weights to the engine",
             f"{bridge['bytes_per_refresh'] / 2**20:.1f} MiB in {bridge['seconds_per_refresh']:.2f} s",
         ),
-        ("engine against policy", f"largest log-prob difference {summary['log_prob_diff_max']:.1e}"),
-        ("peak memory, all processes", f"{summary['peak_memory_gib']:.1f} GiB (sum of resident sizes)"),
+        ("engine against policy", f"largest log-prob difference {_shown(summary['log_prob_diff_max'], '.1e')}"),
+        ("peak memory, all processes", f"{_shown(summary['peak_memory_gib'], '.1f')} GiB (sum of resident sizes)"),
         ("document length", " to ".join(f"{tokens:.0f}" for tokens in summary["document_tokens"]) + " tokens"),
     ]
     return lines + [(f"held-out accuracy {entry['when']}", _accuracy_text(entry)) for entry in summary["held_out"]]
+
+
+def _shown(figure: float | None, form: str) -> str:
+    """A run without a step has no largest or highest of anything."""
+    return "-" if figure is None else format(figure, form)
 
 
 def _accuracy_text(entry: dict) -> str:

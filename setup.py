@@ -61,7 +61,7 @@ setup(
     entry_points={
         "console_scripts": [
             "megatron-spell=megatron_spell.cli.main:main",
-            "tokenizer-tools=tokenizer_tools.cli:main",
+            "tokenizer-tools=tokenizer_tools.main:app",
         ]
     },
 )

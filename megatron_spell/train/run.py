@@ -14,6 +14,7 @@ from megatron_spell.curriculum.curriculum import Curriculum
 from megatron_spell.evaluation.held_out import evaluate
 from megatron_spell.evaluation.questions import KnownQuestion
 from megatron_spell.observe import spans
+from megatron_spell.observe.files import json_line, write_whole
 from megatron_spell.observe.metrics import packing_metrics, round_metrics, row_metrics
 from megatron_spell.observe.progress import CollectProgress
 from megatron_spell.observe.sinks import Sinks
@@ -82,6 +83,7 @@ class Run:
             self.collector.load_state(state.collector)
             self.step = state.step
             self.console.print(f"going on after step {state.step} from {checkpoint}")
+        write_whole(self.folder.evaluations, (json_line(e) for e in self.evaluations() if e["step"] <= self.step))
         self.sinks = Sinks.open(self.config.observe.sinks, self.folder.root, next_step=self.step + 1)
         self.publish(version=self.step)
         spans.seconds()  # what happened before the first step belongs to no step
@@ -148,8 +150,8 @@ class Run:
     def _evaluate(self, when: str) -> None:
         with spans.span("evaluate", step=self.step):
             result = self.background.run(evaluate(self.questions, self.table))
-        with self.folder.evaluations.open("a", encoding="utf-8") as out:
-            out.write(json.dumps({"when": when, "step": self.step, **asdict(result)}) + "\n")
+        entry = {"when": when, "step": self.step, **asdict(result)}
+        write_whole(self.folder.evaluations, [json_line(e) for e in [*self.evaluations(), entry]])
         overall = result.overall
         self.console.print(
             f"held-out accuracy {when}: {overall.mean:.1%} (95 % interval {overall.low:.1%} to {overall.high:.1%},"

@@ -1,10 +1,11 @@
 """Where a run keeps what it makes. The layout is documented in docs/running.md and stays as it is."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from megatron_spell.observe.files import write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +46,4 @@ class RunFolder:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` in one move: a reader, or a crash, finds the old file or the new one whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as out:
-        json.dump(value, out, indent=1, allow_nan=False)
-        out.write("\n")
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(path)
+    write_whole(path, [json.dumps(value, indent=1, allow_nan=False)])

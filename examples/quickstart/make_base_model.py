@@ -31,6 +31,7 @@ HERE = Path(__file__).parent
 SOURCE = "python-topics"
 VOCAB_SIZE = 1280
 MAX_POSITIONS = 4096
+FIRST_COPIED_ID = 260  # random texts leave out what seldom stands in real ones: control pieces, wordings, bytes
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -51,7 +52,7 @@ def main() -> None:
     train_sets, held_out_sets = split_texts()
     tokenizer = make_tokenizer(folder, [text for texts in train_sets for text in texts])
     scribe = Scribe(tokenizer, ChatFormat(tokenizer), Templates.load(HERE / "templates"), Spans(tokenizer))
-    model, seed = copying_model(tokenizer, options.seed)
+    model, seed = copying_model(options.seed)
     batches = Transcripts(scribe, Contexts.of(tokenizer, train_sets), random.Random(seed))
     held_out = Contexts.of(tokenizer, held_out_sets)
     for step in learn_to_play(model, batches, options.steps, peak_lr=1.5e-3, say=_say):
@@ -67,7 +68,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=HERE / "base_model")
     parser.add_argument("--steps", type=int, default=1000, help="training steps on transcripts")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="more than one changes the order of sums")
     return parser.parse_args()
 
 
@@ -96,12 +97,11 @@ def make_tokenizer(folder: Path, texts: list[str]) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def copying_model(tokenizer: Tokenizer, seed: int) -> tuple[Qwen3ForCausalLM, int]:
+def copying_model(seed: int) -> tuple[Qwen3ForCausalLM, int]:
     """A model that copies, and its seed: seeds that do not get there in time are given up for the next."""
     for attempt in range(seed, seed + 5):
         model = random_model(attempt)
-        first_text_id = len(tokenizer.special_ids)
-        if learn_to_copy(model, attempt, first_text_id, max_steps=500, say=_say):
+        if learn_to_copy(model, attempt, FIRST_COPIED_ID, max_steps=500, say=_say):
             return model, attempt
         _say(f"copying: seed {attempt} did not learn it; next seed")
     raise SystemExit(f"none of the seeds {seed} to {seed + 4} learned to copy")

@@ -126,11 +126,11 @@ def test_no_rank_outlives_the_launcher(tmp_path, how):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     launcher = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL)
     files = [tmp_path / f"rank_{rank}" for rank in range(2)]
-    assert wait_until(lambda: all(f.exists() and f.read_text() for f in files), 60)
+    assert wait_until(lambda: all(f.exists() and f.read_text() for f in files), 120)
     pids = [int(f.read_text()) for f in files]
     assert all(map(alive, pids))
     launcher.send_signal(how)
-    launcher.wait(30)
+    launcher.wait(90)
     assert wait_until(lambda: not any(map(alive, pids)))
 
 

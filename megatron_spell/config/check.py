@@ -45,6 +45,9 @@ def _play(config: RunConfig) -> Iterator[str]:
 
 
 def _lengths(config: RunConfig) -> Iterator[str]:
+    if config.policy.max_bin_tokens < config.policy.bin_multiple:
+        why = f"the mesh cuts a bin into {config.policy.bin_multiple} equal pieces"
+        yield _fault(config, "policy.max_bin_tokens", why, "raise it")
     length, answer = config.curriculum.length, config.sampling.max_tokens.responder
     if length.start_tokens > length.max_tokens:
         why = f"is above curriculum.length.max_tokens = {length.max_tokens}"
@@ -94,6 +97,9 @@ def _mesh_fits(config: RunConfig, shape: ModelShape) -> Iterator[str]:
     if odd:
         why = f"the model's {' and '.join(odd)} do not divide by it"
         yield _fault(config, "policy.mesh.tp", why, f"use a divisor of {gcd(*cut_by_tp.values())}")
+    if config.policy.sequence_parallel and mesh.tp == 1:
+        why = "there is one tensor-parallel rank to split the tokens over"
+        yield _fault(config, "policy.sequence_parallel", why, "raise policy.mesh.tp or set it to false")
     if shape.num_layers % mesh.pp:
         why = f"the model's {shape.num_layers} layers do not divide by it"
         yield _fault(config, "policy.mesh.pp", why, f"use a divisor of {shape.num_layers}")

@@ -19,19 +19,25 @@ from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import AlgoSection, PolicySection, TrustSection
 from megatron_spell.policy import checkpoint, step
 from megatron_spell.policy.model import build_model
-from megatron_spell.policy.optimizer import (
+from megatron_spell.policy.optimizer import build_optimizer, build_schedule, learning_rate, wrap_model
+from megatron_spell.policy.optimizer_state import (
     FIRST_MOMENT,
     SECOND_MOMENT,
-    adam_moments,
-    build_optimizer,
-    build_schedule,
-    learning_rate,
-    main_weights,
-    wrap_model,
+    WEIGHT,
+    blank_state,
+    place_state,
+    set_steps,
+    whole_state,
 )
 from megatron_spell.policy.setup import PolicyError, refuse_unknown_axes
 from megatron_spell.policy.step import Measured, StepReport
 from megatron_spell.types.batches import PackedBatch
+
+STATE_OF_FOLDER = {
+    checkpoint.MAIN_WEIGHTS: WEIGHT,
+    checkpoint.FIRST_MOMENT: FIRST_MOMENT,
+    checkpoint.SECOND_MOMENT: SECOND_MOMENT,
+}
 
 
 class TrustError(PolicyError):
@@ -60,8 +66,10 @@ class MegatronPolicy:
         platform.install()  # Megatron's modules are all imported by now
         refuse_unknown_axes(self.mesh)
         model_parallel_cuda_manual_seed(seed)
-        self.model = build_model(shape, self.mesh, policy.dtype, temperature)
-        self.ddp = wrap_model(self.model)
+        self.model = build_model(
+            shape, self.mesh, policy.dtype, temperature, sequence_parallel=policy.sequence_parallel
+        )
+        self.ddp = wrap_model(self.model, distributed_optimizer=policy.distributed_optimizer)
         self.optimizer = build_optimizer(self.ddp, policy.optimizer)
         self.schedule = build_schedule(self.optimizer, policy.optimizer)
         self._companions: Path | None = None  # the folder whose config and tokenizer go along with the weights
@@ -138,33 +146,27 @@ class MegatronPolicy:
         All ranks call it. Raises CheckpointError on all of them when the folder cannot be written.
         """
         self.export_hf(folder / checkpoint.WEIGHTS)
-        if self.model.config.params_dtype != torch.float32:
-            self._write(folder / checkpoint.MAIN_WEIGHTS, main_weights(self.model), torch.float32)
-        for name, tensors in self._moments().items():
-            self._write(folder / name, tensors, torch.float32)
+        for name, key in STATE_OF_FOLDER.items():
+            if key is not WEIGHT or self.model.config.params_dtype != torch.float32:
+                self._write(folder / name, whole_state(self.optimizer, self.model, key), torch.float32)
         checkpoint.write_state(folder, self.num_updates, self.mesh)
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint of the same model, saved under any layout and dtype. Raises CheckpointError."""
         record = checkpoint.read_state(folder)
-        precise = folder / checkpoint.MAIN_WEIGHTS
-        self._read(precise if precise.is_dir() else folder / checkpoint.WEIGHTS, main_weights(self.model))
-        for name, weight in main_weights(self.model).items():
-            self.local_tensors()[name].copy_(weight)
-        for name, tensors in self._moments().items():
-            self._read(folder / name, tensors)
-        for state in adam_moments(self.optimizer, self.model).values():
-            state["step"].fill_(record["num_updates"])
+        for name, key in STATE_OF_FOLDER.items():
+            whole = blank_state(self.optimizer, self.model, key)
+            source = folder / name
+            self._read(source if key is not WEIGHT or source.is_dir() else folder / checkpoint.WEIGHTS, whole)
+            place_state(self.optimizer, self.model, key, whole)
+            if key is WEIGHT:
+                for local, tensor in self.local_tensors().items():
+                    tensor.copy_(whole[local])
+        set_steps(self.optimizer, self.model, record["num_updates"])
         self.schedule.num_steps = record["num_updates"]
         self.schedule.step(0)
         checkpoint.restore_random_states(record, self.mesh)
         self._companions = folder / checkpoint.WEIGHTS
-
-    def _moments(self) -> dict[str, dict[str, Tensor]]:
-        """AdamW's state by checkpoint folder and local name; the live tensors."""
-        states = adam_moments(self.optimizer, self.model)
-        keys = {checkpoint.FIRST_MOMENT: FIRST_MOMENT, checkpoint.SECOND_MOMENT: SECOND_MOMENT}
-        return {folder: {name: state[key] for name, state in states.items()} for folder, key in keys.items()}
 
     def _write(
         self, folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype, companions: Path | None = None

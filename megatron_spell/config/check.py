@@ -65,9 +65,11 @@ def _lengths(config: RunConfig) -> Iterator[str]:
 
 
 def _not_yet(config: RunConfig) -> Iterator[str]:
-    for axis in ("cp", "ep", "etp", "vpp"):
+    for axis in ("ep", "etp", "vpp"):
         if getattr(config.policy.mesh, axis) > 1:
-            yield _fault(config, f"policy.mesh.{axis}", "this axis is not supported yet", "use 1, with tp, pp or dp")
+            yield _fault(
+                config, f"policy.mesh.{axis}", "this axis is not supported yet", "use 1, with tp, pp, cp or dp"
+            )
     if config.rollout.tensor_parallel > 1:
         yield _fault(config, "rollout.tensor_parallel", "only 1 is supported yet", "use 1 and more rollout.engines")
     if config.algo.max_staleness > 0:

@@ -109,7 +109,7 @@ class MeshSection(Section):
     tp: PositiveInt = 1  # tensor parallel
     pp: PositiveInt = 1  # pipeline parallel
     dp: PositiveInt = 1  # data parallel
-    cp: PositiveInt = 1  # context parallel; only 1 yet
+    cp: PositiveInt = 1  # context parallel: splits every bin
     ep: PositiveInt = 1  # expert parallel; only 1 yet
     etp: PositiveInt = 1  # expert tensor parallel; only 1 yet
     vpp: PositiveInt = 1  # virtual pipeline stages; only 1 yet
@@ -143,7 +143,8 @@ class PolicySection(Section):
     @property
     def bin_multiple(self) -> int:
         """Bins are padded to a multiple of this many tokens, so that every rank gets an equal share of each."""
-        return self.mesh.tp if self.sequence_parallel else 1
+        of_context = 2 * self.mesh.cp if self.mesh.cp > 1 else 1
+        return of_context * (self.mesh.tp if self.sequence_parallel else 1)
 
 
 class RolloutSection(Section):

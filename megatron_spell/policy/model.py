@@ -199,6 +199,7 @@ def transformer_config(
         tensor_model_parallel_size=mesh.tp,
         sequence_parallel=sequence_parallel,
         pipeline_model_parallel_size=mesh.pp,
+        context_parallel_size=mesh.cp,
         init_method=leave_uninitialised,
         output_layer_init_method=leave_uninitialised,
         embedding_init_method=leave_uninitialised,

@@ -97,8 +97,10 @@ class MegatronPolicy:
         """One optimizer step on the batch; every rank gets the whole batch and takes its bins.
 
         Raises TrustError when the engine's log-probs are further from the policy's than `trust` allows, PolicyError for
-        a gradient that is not finite: on all ranks, with weights and optimizer state unchanged.
+        a gradient that is not finite or bins that do not divide over the mesh: on all ranks, with weights and optimizer
+        state unchanged.
         """
+        _check_bins(batch, self.policy.bin_multiple)
         measured = step.accumulate_gradients(self.ddp, batch, self.algo)
         self._check_trust(measured)
         grad_norm = self._finite_grad_norm()
@@ -122,14 +124,15 @@ class MegatronPolicy:
 
     def log_probs(self, batch: PackedBatch) -> list[np.ndarray]:
         """The policy's raw (temperature 1) log-probs of each row's response: float32 [A] per row, on every rank."""
+        _check_bins(batch, self.policy.bin_multiple)
         starts = _row_starts(batch)
         flat = torch.zeros(int(starts[-1]), dtype=torch.float32, device=platform.device())
         scored = step.token_log_probs(self.ddp, batch)
         if parallel_state.get_tensor_model_parallel_rank() == 0:
             for bin_tensors, scores in scored:
-                rows, raw = bin_tensors.row_A.cpu().numpy(), scores.raw_log_probs_A
-                for row in np.unique(rows[rows >= 0]):
-                    flat[starts[row] : starts[row + 1]] = raw[torch.from_numpy(rows == row).to(raw.device)]
+                real_A = bin_tensors.real_A
+                starts_A = torch.from_numpy(starts).to(flat.device)[bin_tensors.row_A[real_A]]
+                flat[starts_A + bin_tensors.number_A[real_A]] = scores.raw_log_probs_A[real_A]
         dist.all_reduce(flat)
         return np.split(flat.cpu().numpy(), starts[1:-1])
 
@@ -205,6 +208,15 @@ class MegatronPolicy:
 def _refuse_staleness(algo: AlgoSection) -> None:
     if algo.max_staleness:
         raise PolicyError(f"algo.max_staleness = {algo.max_staleness} is not supported yet; set it to 0")
+
+
+def _check_bins(batch: PackedBatch, multiple: int) -> None:
+    for packed in (packed for bins in batch.bins_D_B for packed in bins):
+        if packed.num_tokens % multiple:
+            raise PolicyError(
+                f"a bin of {packed.num_tokens} tokens does not divide over policy.mesh; pack with pad_multiple ="
+                f" {multiple}"
+            )
 
 
 def _row_starts(batch: PackedBatch) -> np.ndarray:

@@ -10,12 +10,13 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_spell.config.schema import MeshSection, TrustSection
-from megatron_spell.policy import optimizer_state, setup, step, worker
+from megatron_spell.policy import attention, optimizer_state, setup, step, worker
+from megatron_spell.policy.context import Share
+from megatron_spell.policy.microbatches import BinTensors
 from megatron_spell.policy.model import PolicyModel
 from tests.distributed.policy_lab import (
     LAYOUT_SWITCHES,
@@ -29,6 +30,7 @@ from tests.distributed.policy_lab import (
 # What is planted to see that the comparisons would catch it.
 FAULTS = {
     "no all-reduce": lambda: patch.object(step, "finalize_model_grads", lambda *_, **__: None),
+    "rank order": lambda: patch.object(attention, "in_bin_order", lambda gathered, _: gathered),
     "no gather": lambda: patch.object(optimizer_state, "_sum", lambda _: None),
 }
 
@@ -42,14 +44,21 @@ def logits_of_first_row(policy, rows: list, out: Path) -> None:
         return seen[-1]
 
     head = PolicyModel._logits
+    batch = batch_for(policy, rows[:1])
     with patch.object(PolicyModel, "_logits", noting):
-        policy.log_probs(batch_for(policy, rows[:1]))
+        policy.log_probs(batch)
+    mine, everyone = None, [None] * dist.get_world_size()
     if parallel_state.is_pipeline_last_stage() and parallel_state.get_data_parallel_rank() == 0:
-        group = parallel_state.get_tensor_model_parallel_group()
-        blocks = [torch.empty_like(seen[0]) for _ in range(group.size())]
-        dist.all_gather(blocks, seen[0].detach().contiguous(), group=group)
-        if group.rank() == 0:
-            np.save(out / "logits.npy", torch.cat(blocks, -1)[:, :VOCAB].numpy())
+        share = Share(parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size())
+        numbers_A = BinTensors.of(batch.bins_D_B[0][0], share).number_A.numpy()
+        first_column = parallel_state.get_tensor_model_parallel_rank() * seen[0].shape[1]
+        mine = numbers_A[:, None], first_column + np.arange(seen[0].shape[1]), seen[0].detach().numpy()
+    dist.all_gather_object(everyone, mine)
+    if dist.get_rank() == 0:
+        logits = np.full((rows[0].response_ids_A.size, VOCAB + 1), np.nan)  # room for the vocabulary's padding
+        for numbers_A, columns, block in filter(None, everyone):
+            logits[numbers_A, columns] = block
+        np.save(out / "logits.npy", logits[:, :VOCAB])
 
 
 def train(policy, case: dict) -> dict:

@@ -104,6 +104,14 @@ def test_shares_cover_a_bin_in_its_order():
     assert Share().spans(7) == [(0, 7)]
 
 
+def test_the_layout_worked_by_hand_in_the_docs():
+    """docs/parallelism.md: cp = 2, a prompt of 4 tokens, answers of 4 and 3, padding of 5."""
+    segments = torch.tensor([[0, 4, 0, 4], [0, 4, 4, 8], [0, 4, 8, 11], [11, 16, 11, 16]])
+    first, second = (set(parts_of(segments, Share(rank, 2).spans(16))) for rank in range(2))
+    assert first == {Part(0, 4, 0, 4, True), Part(4, 8, 12, 16, True), Part(4, 8, 11, 12)}
+    assert second == {Part(0, 4, 4, 8, True), Part(4, 7, 8, 11, True), Part(7, 8, 11, 12, True), Part(0, 7, 0, 4)}
+
+
 def test_missing_prompt_keys_would_be_seen(inputs, truth):
     """Planted: the responses do not see their prompts."""
     grad, expected = truth

@@ -45,6 +45,9 @@ def _play(config: RunConfig) -> Iterator[str]:
 
 
 def _lengths(config: RunConfig) -> Iterator[str]:
+    if config.policy.max_bin_tokens < config.policy.bin_multiple:
+        why = f"the mesh cuts a bin into {config.policy.bin_multiple} equal pieces"
+        yield _fault(config, "policy.max_bin_tokens", why, "raise it")
     length, answer = config.curriculum.length, config.sampling.max_tokens.responder
     if length.start_tokens > length.max_tokens:
         why = f"is above curriculum.length.max_tokens = {length.max_tokens}"
@@ -62,9 +65,11 @@ def _lengths(config: RunConfig) -> Iterator[str]:
 
 
 def _not_yet(config: RunConfig) -> Iterator[str]:
-    for axis in ("cp", "ep", "etp", "vpp"):
+    for axis in ("ep", "etp", "vpp"):
         if getattr(config.policy.mesh, axis) > 1:
-            yield _fault(config, f"policy.mesh.{axis}", "this axis is not supported yet", "use 1, with tp, pp or dp")
+            yield _fault(
+                config, f"policy.mesh.{axis}", "this axis is not supported yet", "use 1, with tp, pp, cp or dp"
+            )
     if config.rollout.tensor_parallel > 1:
         yield _fault(config, "rollout.tensor_parallel", "only 1 is supported yet", "use 1 and more rollout.engines")
     if config.algo.max_staleness > 0:
@@ -94,6 +99,9 @@ def _mesh_fits(config: RunConfig, shape: ModelShape) -> Iterator[str]:
     if odd:
         why = f"the model's {' and '.join(odd)} do not divide by it"
         yield _fault(config, "policy.mesh.tp", why, f"use a divisor of {gcd(*cut_by_tp.values())}")
+    if config.policy.sequence_parallel and mesh.tp == 1:
+        why = "there is one tensor-parallel rank to split the tokens over"
+        yield _fault(config, "policy.sequence_parallel", why, "raise policy.mesh.tp or set it to false")
     if shape.num_layers % mesh.pp:
         why = f"the model's {shape.num_layers} layers do not divide by it"
         yield _fault(config, "policy.mesh.pp", why, f"use a divisor of {shape.num_layers}")

@@ -109,7 +109,7 @@ class MeshSection(Section):
     tp: PositiveInt = 1  # tensor parallel
     pp: PositiveInt = 1  # pipeline parallel
     dp: PositiveInt = 1  # data parallel
-    cp: PositiveInt = 1  # context parallel; only 1 yet
+    cp: PositiveInt = 1  # context parallel: splits every bin
     ep: PositiveInt = 1  # expert parallel; only 1 yet
     etp: PositiveInt = 1  # expert tensor parallel; only 1 yet
     vpp: PositiveInt = 1  # virtual pipeline stages; only 1 yet
@@ -130,6 +130,8 @@ class OptimizerSection(Section):
 
 class PolicySection(Section):
     mesh: MeshSection = MeshSection()
+    sequence_parallel: bool = False  # norms and residuals hold a tp-th of the tokens each; needs tp > 1
+    distributed_optimizer: bool = False  # main weights and AdamW's moments are split over dp and cp ranks
     dtype: Literal["float32", "bfloat16"] = (
         "bfloat16"  # of the weights that compute; bfloat16 keeps float32 main weights
     )
@@ -137,6 +139,12 @@ class PolicySection(Section):
     threads_per_rank: NonNegativeInt = 0  # torch threads on a CPU; 0: cores / ranks on this machine
     timeout_s: PositiveFloat = 1800.0  # longest wait of one rank for another
     optimizer: OptimizerSection = OptimizerSection()
+
+    @property
+    def bin_multiple(self) -> int:
+        """Bins are padded to a multiple of this many tokens, so that every rank gets an equal share of each."""
+        of_context = 2 * self.mesh.cp if self.mesh.cp > 1 else 1
+        return of_context * (self.mesh.tp if self.sequence_parallel else 1)
 
 
 class RolloutSection(Section):

@@ -4,64 +4,83 @@ A response token sees its prompt (all of it) and its own response (causally). Th
 calls over plain slices of the packed keys and values, without a mask and without copies, merged by their log-sum-exp.
 The backward pass runs the same calls with the merged output and log-sum-exp, which makes each call return its exact
 share of the gradients (the identity that blockwise and ring attention rest on).
+
+Under context parallelism a rank has the queries of some stretches of the bin (context.py) and gathers all keys and
+values; a segment that a stretch cuts splits into one more slice, the keys of its own segment in front of the stretch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_spell.policy.context import Share, in_bin_order
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Queries of [start, stop) against keys of [key_start, key_stop); causal parts have equal spans."""
+    """Local queries of [start, stop) against the bin's keys of [key_start, key_stop).
+
+    The two spans of a causal part are the same tokens. Every token has one causal part, which holds itself.
+    """
 
     start: int
     stop: int
     key_start: int
     key_stop: int
-
-    @property
-    def causal(self) -> bool:
-        return self.start == self.key_start
+    causal: bool = False
 
 
-def parts_of(segments_S_4: Tensor) -> Iterator[Part]:
-    """The attention calls of a bin. Responses that lie side by side share one call on their prompt.
+def parts_of(segments_S_4: Tensor, spans: Sequence[tuple[int, int]]) -> Iterator[Part]:
+    """The attention calls of the queries in `spans` of a bin, which lie one after the other.
 
-    A token gets its own segment's part first, then its prompt's, so that merging starts from a written output.
+    Responses that lie side by side share one call on their prompt. A token gets its causal part first, so that merging
+    starts from a written output.
     """
     shared: list[Part] = []
-    for prompt_start, prompt_stop, start, stop in segments_S_4.tolist():
-        if start == stop:
-            continue
-        yield Part(start, stop, start, stop)
-        if (start, stop) == (prompt_start, prompt_stop):
-            continue
-        last = shared[-1] if shared else None
-        if last and last.stop == start and (last.key_start, last.key_stop) == (prompt_start, prompt_stop):
-            shared[-1] = Part(last.start, stop, prompt_start, prompt_stop)
-        else:
-            shared.append(Part(start, stop, prompt_start, prompt_stop))
+    num_before = 0  # queries of the spans before this one
+    for first, last in spans:
+        shift = num_before - first
+        for prompt_start, prompt_stop, start, stop in segments_S_4.tolist():
+            low, high = max(start, first), min(stop, last)
+            if low >= high:
+                continue
+            yield Part(low + shift, high + shift, low, high, causal=True)
+            if start < low:
+                yield Part(low + shift, high + shift, start, low)
+            if (start, stop) != (prompt_start, prompt_stop):
+                _append(shared, Part(low + shift, high + shift, prompt_start, prompt_stop))
+        num_before += last - first
     yield from shared
 
 
-class PrefixAttention(torch.autograd.Function):
-    """[1, N, T, H] queries, [1, K, T, H] keys and values, segments [S, 4] -> [1, N, T, H].
+def _append(parts: list[Part], part: Part) -> None:
+    """Add a part, or lengthen the one before it when that has the same keys."""
+    before = parts[-1] if parts else None
+    if before and before.stop == part.start and (before.key_start, before.key_stop) == (part.key_start, part.key_stop):
+        parts[-1] = Part(before.start, part.stop, part.key_start, part.key_stop)
+    else:
+        parts.append(part)
 
-    T tokens outside every segment (padding) get zeros. N is a multiple of K (grouped queries).
+
+class PrefixAttention(torch.autograd.Function):
+    """[1, N, T/cp, H] queries, [1, K, T, H] keys and values, the queries' parts -> [1, N, T/cp, H].
+
+    Queries without a part (outside every segment) get zeros. N is a multiple of K (grouped queries).
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, segments_S_4, scale):
+    def forward(ctx, query, key, value, parts, scale):
         out = torch.zeros_like(query)
         lse = query.new_zeros(query.shape[:3], dtype=torch.float32)
-        for part in parts_of(segments_S_4):
+        for part in parts:
             q, k, v = _slices(part, query, key, value)
             part_out, part_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 q, k, v, 0.0, part.causal, scale=scale
@@ -69,15 +88,15 @@ class PrefixAttention(torch.autograd.Function):
             _merge(
                 out[:, :, part.start : part.stop], lse[:, :, part.start : part.stop], part_out, part_lse, part.causal
             )
-        ctx.save_for_backward(query, key, value, out, lse, segments_S_4)
-        ctx.scale = scale
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.parts, ctx.scale = parts, scale
         return out
 
     @staticmethod
     def backward(ctx, grad_out):
-        query, key, value, out, lse, segments_S_4 = ctx.saved_tensors
+        query, key, value, out, lse = ctx.saved_tensors
         grads = [torch.zeros_like(t, dtype=torch.float32) for t in (query, key, value)]
-        for part in parts_of(segments_S_4):
+        for part in ctx.parts:
             here = slice(part.start, part.stop)
             q, k, v = _slices(part, query, key, value)
             shares = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -125,6 +144,7 @@ class PrefixCoreAttention(MegatronModule):
         pg_collection: ProcessGroupCollection | None = None,
     ) -> None:
         super().__init__(config=config)
+        self.cp_group = parallel_state.get_context_parallel_group() if pg_collection is None else pg_collection.cp
         self.scale = softmax_scale if softmax_scale is not None else config.kv_channels**-0.5
 
     def forward(
@@ -137,7 +157,17 @@ class PrefixCoreAttention(MegatronModule):
         attention_bias: Tensor | None = None,
         packed_seq_params: object = None,
     ) -> Tensor:
-        """[T, 1, N, H] queries, [T, 1, K, H] keys and values -> [T, 1, N * H]."""
+        """[T/cp, 1, N, H] queries, [T/cp, 1, K, H] keys and values -> [T/cp, 1, N * H]."""
+        share = Share(self.cp_group.rank(), self.cp_group.size())
+        parts = tuple(parts_of(attention_mask, share.spans(query.shape[0] * share.parts)))
+        if share.parts > 1:
+            key, value = self._of_whole_bin(key, value)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        out = PrefixAttention.apply(q, k, v, attention_mask, self.scale)
+        out = PrefixAttention.apply(q, k, v, parts, self.scale)
         return out.permute(2, 0, 1, 3).flatten(2)
+
+    def _of_whole_bin(self, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        """Both from all context-parallel ranks, [T, 1, K, H]; their gradients are summed over the ranks."""
+        both = torch.stack((key, value), 1)
+        gathered = gather_from_sequence_parallel_region(both, tensor_parallel_output_grad=True, group=self.cp_group)
+        return in_bin_order(gathered, self.cp_group.size()).unbind(1)

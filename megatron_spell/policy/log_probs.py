@@ -29,7 +29,7 @@ class VocabParallelLogProbs(torch.autograd.Function):
     def forward(ctx, logits_A_W, labels_A, first_label, group):
         shifted = logits_A_W - _all_reduce(logits_A_W.amax(-1), dist.ReduceOp.MAX, group).unsqueeze(-1)
         total_A = _all_reduce(shifted.exp().sum(-1), dist.ReduceOp.SUM, group)
-        mine, local_A = _local_labels(labels_A, first_label, logits_A_W.shape[-1])
+        mine, local_A = share_of(labels_A, first_label, logits_A_W.shape[-1])
         label_logits_A = shifted.gather(-1, local_A.unsqueeze(-1)).squeeze(-1) * mine
         ctx.save_for_backward((shifted - total_A.log().unsqueeze(-1)).exp(), mine, local_A)
         return _all_reduce(label_logits_A, dist.ReduceOp.SUM, group) - total_A.log()
@@ -87,10 +87,10 @@ def entropy(logits_A_W: Tensor, group: dist.ProcessGroup) -> Tensor:
     return total_A.log() - weighted_A / total_A
 
 
-def _local_labels(labels_A: Tensor, first_label: int, num_columns: int) -> tuple[Tensor, Tensor]:
-    """Which labels lie in this rank's columns, and their column (0 where they do not)."""
-    mine = (labels_A >= first_label) & (labels_A < first_label + num_columns)
-    return mine, torch.where(mine, labels_A - first_label, 0)
+def share_of(indices_A: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
+    """Which indices lie in this rank's [first, first + count), and where in it (0 for those that do not)."""
+    mine = (indices_A >= first) & (indices_A < first + count)
+    return mine, torch.where(mine, indices_A - first, 0)
 
 
 def _all_reduce(x: Tensor, op: dist.ReduceOp, group: dist.ProcessGroup) -> Tensor:

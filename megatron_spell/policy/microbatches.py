@@ -1,4 +1,4 @@
-"""One data-parallel rank's bins as tensors: the micro-batches of Megatron's schedules."""
+"""One rank's bins, or its share of them, as tensors: the micro-batches of Megatron's schedules."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,12 +8,18 @@ import torch
 from torch import Tensor
 
 from megatron_spell.policy import platform
+from megatron_spell.policy.context import Share
 from megatron_spell.types.batches import Bin, PackedBatch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BinTensors:
-    """A `Bin` as the model takes it. `segments_S_4` stays on the CPU, where attention reads it."""
+    """What a rank takes of a `Bin`: the tokens of its share and the trained tokens that these predict.
+
+    `predictors_A` count in the share's tokens, `segments_S_4` in the bin's. The prompt's last token predicts the first
+    token of every response, so a rank may score tokens of responses that it does not hold. `segments_S_4` stays on the
+    CPU, where attention reads it. `number_A` is a trained token's number within its row.
+    """
 
     token_ids_1_T: Tensor
     position_ids_1_T: Tensor
@@ -25,20 +31,27 @@ class BinTensors:
     engine_log_probs_A: Tensor
     role_A: Tensor
     row_A: Tensor
+    number_A: Tensor
 
     @classmethod
-    def of(cls, packed: Bin) -> "BinTensors":
+    def of(cls, packed: Bin, share: Share) -> "BinTensors":
+        held_T = share.tokens(packed.num_tokens).numpy()
+        local_of_bin_T = np.full(packed.num_tokens, -1)
+        local_of_bin_T[held_T] = np.arange(held_T.size)
+        predictors_A = local_of_bin_T[packed.predictors_A]
+        mine_A = predictors_A >= 0
         return cls(
-            token_ids_1_T=_ids(packed.token_ids_T).unsqueeze(0),
-            position_ids_1_T=_ids(packed.position_ids_T).unsqueeze(0),
+            token_ids_1_T=_ids(packed.token_ids_T[held_T]).unsqueeze(0),
+            position_ids_1_T=_ids(packed.position_ids_T[held_T]).unsqueeze(0),
             segments_S_4=torch.from_numpy(packed.segments_S_4.astype(np.int64)),
-            predictors_A=_ids(packed.predictors_A),
-            labels_A=_ids(packed.labels_A),
-            advantages_A=_reals(packed.advantages_A),
-            weights_A=_reals(packed.weights_A),
-            engine_log_probs_A=_reals(packed.engine_log_probs_A),
-            role_A=_ids(packed.role_A),
-            row_A=_ids(packed.row_A),
+            predictors_A=_ids(predictors_A[mine_A]),
+            labels_A=_ids(packed.labels_A[mine_A]),
+            advantages_A=_reals(packed.advantages_A[mine_A]),
+            weights_A=_reals(packed.weights_A[mine_A]),
+            engine_log_probs_A=_reals(packed.engine_log_probs_A[mine_A]),
+            role_A=_ids(packed.role_A[mine_A]),
+            row_A=_ids(packed.row_A[mine_A]),
+            number_A=_ids(_numbers_within_rows(packed.row_A)[mine_A]),
         )
 
     @property
@@ -47,8 +60,14 @@ class BinTensors:
         return self.row_A >= 0
 
 
-def bins_of(batch: PackedBatch, dp_rank: int) -> Iterator[BinTensors]:
-    return (BinTensors.of(packed) for packed in batch.bins_D_B[dp_rank])
+def bins_of(batch: PackedBatch, dp_rank: int, share: Share) -> Iterator[BinTensors]:
+    return (BinTensors.of(packed, share) for packed in batch.bins_D_B[dp_rank])
+
+
+def _numbers_within_rows(row_A: np.ndarray) -> np.ndarray:
+    """0, 1, 2, ... for the tokens of each row, which lie together."""
+    _, first, row_number_A = np.unique(row_A, return_index=True, return_inverse=True)
+    return np.arange(row_A.size) - first[row_number_A]
 
 
 def _ids(array: np.ndarray) -> Tensor:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
@@ -13,7 +14,7 @@ from megatron_spell.bridge.rules import padded_vocab
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.layout.mesh import Mesh
 from megatron_spell.policy.attention import PrefixCoreAttention
-from megatron_spell.policy.log_probs import TokenScores, score_tokens
+from megatron_spell.policy.log_probs import TokenScores, score_tokens, share_of
 from megatron_spell.policy.microbatches import BinTensors
 from megatron_spell.policy.setup import PolicyError
 
@@ -78,6 +79,9 @@ class PolicyModel(GPTModel):
         self.rotary_pos_emb = IndexedRotary(shape.head_dim, shape.rope_theta)
         self.temperature = temperature
         self.real_vocab = shape.vocab_size
+        if self.post_process and config.sequence_parallel:
+            # The head gets the same hidden states on every rank (see _predicting), not each rank's share of them.
+            self.output_layer.sequence_parallel, self.output_layer.allreduce_dgrad = False, True
         self._clear_padding_rows()
 
     def forward(self, bin_tensors: BinTensors) -> Tensor | TokenScores:
@@ -97,7 +101,7 @@ class PolicyModel(GPTModel):
             return hidden_states
         columns = self.output_layer.output_size_per_partition
         return score_tokens(
-            hidden_states[loss_mask, 0],
+            self._predicting(hidden_states, loss_mask),
             labels,
             self._logits,
             temperature=self.temperature,
@@ -105,6 +109,18 @@ class PolicyModel(GPTModel):
             group=self.tp_group,
             chunk=max(1, HEAD_CHUNK_BYTES // (4 * columns)),
         )
+
+    def _predicting(self, hidden_states: Tensor, predictors_A: Tensor) -> Tensor:
+        """[A, D] of [T, 1, D]. Under sequence parallelism each rank has T/tp tokens: only those asked for travel.
+
+        The gradient that comes back is whole on every rank (the head sums it), so each keeps its own tokens' part.
+        """
+        if not self.config.sequence_parallel:
+            return hidden_states[predictors_A, 0]
+        num_local = hidden_states.shape[0]
+        mine, local_A = share_of(predictors_A, self.tp_group.rank() * num_local, num_local)
+        own = hidden_states[local_A, 0].masked_fill(~mine.unsqueeze(-1), 0.0)
+        return reduce_from_tensor_model_parallel_region(own, group=self.tp_group)
 
     def _logits(self, hidden_A_D: Tensor) -> Tensor:
         """float32 [A, W/tp]; columns that only pad the vocabulary are -inf."""
@@ -133,10 +149,15 @@ class PolicyModel(GPTModel):
                 parameter[first_padding:].zero_()
 
 
-def build_model(shape: ModelShape, mesh: Mesh, dtype: str, temperature: float) -> PolicyModel:
+def build_model(
+    shape: ModelShape, mesh: Mesh, dtype: str, temperature: float, *, sequence_parallel: bool = False
+) -> PolicyModel:
     """This rank's stage, its weights uninitialised. Raises PolicyError when the model does not divide over the mesh."""
     check_divides(shape, mesh)
-    return PolicyModel(transformer_config(shape, mesh, DTYPES[dtype]), shape, mesh, temperature)
+    if sequence_parallel and mesh.tp == 1:
+        raise PolicyError("policy.sequence_parallel needs policy.mesh.tp > 1; set it to false")
+    config = transformer_config(shape, mesh, DTYPES[dtype], sequence_parallel=sequence_parallel)
+    return PolicyModel(config, shape, mesh, temperature)
 
 
 def check_divides(shape: ModelShape, mesh: Mesh) -> None:
@@ -153,7 +174,9 @@ def check_divides(shape: ModelShape, mesh: Mesh) -> None:
             )
 
 
-def transformer_config(shape: ModelShape, mesh: Mesh, dtype: torch.dtype) -> TransformerConfig:
+def transformer_config(
+    shape: ModelShape, mesh: Mesh, dtype: torch.dtype, *, sequence_parallel: bool = False
+) -> TransformerConfig:
     """Megatron's settings for a dense model of `shape`; fused CUDA kernels are off."""
     return TransformerConfig(
         num_layers=shape.num_layers,
@@ -174,7 +197,9 @@ def transformer_config(shape: ModelShape, mesh: Mesh, dtype: torch.dtype) -> Tra
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         tensor_model_parallel_size=mesh.tp,
+        sequence_parallel=sequence_parallel,
         pipeline_model_parallel_size=mesh.pp,
+        context_parallel_size=mesh.cp,
         init_method=leave_uninitialised,
         output_layer_init_method=leave_uninitialised,
         embedding_init_method=leave_uninitialised,

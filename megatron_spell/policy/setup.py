@@ -35,6 +35,7 @@ def initialise(mesh: Mesh, timeout_s: float) -> None:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=mesh.tp,
         pipeline_model_parallel_size=mesh.pp,
+        context_parallel_size=mesh.cp,
         distributed_timeout_minutes=timeout / timedelta(minutes=1),
         create_gloo_process_groups=False,
     )
@@ -49,7 +50,7 @@ def shut_down() -> None:
 
 def refuse_unknown_axes(mesh: Mesh) -> None:
     """Raise PolicyError for the first axis of the mesh that the policy does not have yet."""
-    for axis in ("cp", "ep", "etp", "vpp"):
+    for axis in ("ep", "etp", "vpp"):
         if getattr(mesh, axis) != 1:
             raise PolicyError(f"policy.mesh.{axis} = {getattr(mesh, axis)} is not supported yet; set it to 1")
 

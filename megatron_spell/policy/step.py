@@ -14,6 +14,7 @@ from torch import Tensor
 from megatron_spell.algo.losses import policy_loss
 from megatron_spell.config.schema import AlgoSection
 from megatron_spell.policy import platform
+from megatron_spell.policy.context import Share
 from megatron_spell.policy.log_probs import TokenScores
 from megatron_spell.policy.microbatches import BinTensors, bins_of
 from megatron_spell.types.batches import ROLE_INDEX, PackedBatch
@@ -88,7 +89,10 @@ class Tally:
         self.largest_diff = max(self.largest_diff, diff.max().item() if diff.numel() else 0.0)
 
     def finish(self) -> Measured:
-        """Add up over all ranks. One tensor-parallel rank speaks for its group, and the last stage for the pipeline."""
+        """Add up over all ranks. One tensor-parallel rank speaks for its group, and the last stage for the pipeline.
+
+        Context-parallel ranks each have tokens of their own.
+        """
         speaks = parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
         sums = (self.sums if speaks else torch.zeros_like(self.sums)).to(platform.device())
         largest = torch.tensor(self.largest_diff, dtype=torch.float64, device=platform.device())
@@ -142,9 +146,10 @@ def _run_schedule(
         return stage(bin_tensors), partial(loss_of_bin, bin_tensors=bin_tensors)
 
     dp_rank = parallel_state.get_data_parallel_rank()
+    share = Share(parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size())
     get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=bins_of(batch, dp_rank),
+        data_iterator=bins_of(batch, dp_rank, share),
         model=model,
         num_microbatches=len(batch.bins_D_B[dp_rank]),
         seq_length=1,  # unused: stages exchange the length of every bin

@@ -19,19 +19,25 @@ from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import AlgoSection, PolicySection, TrustSection
 from megatron_spell.policy import checkpoint, step
 from megatron_spell.policy.model import build_model
-from megatron_spell.policy.optimizer import (
+from megatron_spell.policy.optimizer import build_optimizer, build_schedule, learning_rate, wrap_model
+from megatron_spell.policy.optimizer_state import (
     FIRST_MOMENT,
     SECOND_MOMENT,
-    adam_moments,
-    build_optimizer,
-    build_schedule,
-    learning_rate,
-    main_weights,
-    wrap_model,
+    WEIGHT,
+    blank_state,
+    place_state,
+    set_steps,
+    whole_state,
 )
 from megatron_spell.policy.setup import PolicyError, refuse_unknown_axes
 from megatron_spell.policy.step import Measured, StepReport
 from megatron_spell.types.batches import PackedBatch
+
+STATE_OF_FOLDER = {
+    checkpoint.MAIN_WEIGHTS: WEIGHT,
+    checkpoint.FIRST_MOMENT: FIRST_MOMENT,
+    checkpoint.SECOND_MOMENT: SECOND_MOMENT,
+}
 
 
 class TrustError(PolicyError):
@@ -60,8 +66,10 @@ class MegatronPolicy:
         platform.install()  # Megatron's modules are all imported by now
         refuse_unknown_axes(self.mesh)
         model_parallel_cuda_manual_seed(seed)
-        self.model = build_model(shape, self.mesh, policy.dtype, temperature)
-        self.ddp = wrap_model(self.model)
+        self.model = build_model(
+            shape, self.mesh, policy.dtype, temperature, sequence_parallel=policy.sequence_parallel
+        )
+        self.ddp = wrap_model(self.model, distributed_optimizer=policy.distributed_optimizer)
         self.optimizer = build_optimizer(self.ddp, policy.optimizer)
         self.schedule = build_schedule(self.optimizer, policy.optimizer)
         self._companions: Path | None = None  # the folder whose config and tokenizer go along with the weights
@@ -89,8 +97,10 @@ class MegatronPolicy:
         """One optimizer step on the batch; every rank gets the whole batch and takes its bins.
 
         Raises TrustError when the engine's log-probs are further from the policy's than `trust` allows, PolicyError for
-        a gradient that is not finite: on all ranks, with weights and optimizer state unchanged.
+        a gradient that is not finite or bins that do not divide over the mesh: on all ranks, with weights and optimizer
+        state unchanged.
         """
+        _check_bins(batch, self.policy.bin_multiple)
         measured = step.accumulate_gradients(self.ddp, batch, self.algo)
         self._check_trust(measured)
         grad_norm = self._finite_grad_norm()
@@ -114,14 +124,15 @@ class MegatronPolicy:
 
     def log_probs(self, batch: PackedBatch) -> list[np.ndarray]:
         """The policy's raw (temperature 1) log-probs of each row's response: float32 [A] per row, on every rank."""
+        _check_bins(batch, self.policy.bin_multiple)
         starts = _row_starts(batch)
         flat = torch.zeros(int(starts[-1]), dtype=torch.float32, device=platform.device())
         scored = step.token_log_probs(self.ddp, batch)
         if parallel_state.get_tensor_model_parallel_rank() == 0:
             for bin_tensors, scores in scored:
-                rows, raw = bin_tensors.row_A.cpu().numpy(), scores.raw_log_probs_A
-                for row in np.unique(rows[rows >= 0]):
-                    flat[starts[row] : starts[row + 1]] = raw[torch.from_numpy(rows == row).to(raw.device)]
+                real_A = bin_tensors.real_A
+                starts_A = torch.from_numpy(starts).to(flat.device)[bin_tensors.row_A[real_A]]
+                flat[starts_A + bin_tensors.number_A[real_A]] = scores.raw_log_probs_A[real_A]
         dist.all_reduce(flat)
         return np.split(flat.cpu().numpy(), starts[1:-1])
 
@@ -138,33 +149,27 @@ class MegatronPolicy:
         All ranks call it. Raises CheckpointError on all of them when the folder cannot be written.
         """
         self.export_hf(folder / checkpoint.WEIGHTS)
-        if self.model.config.params_dtype != torch.float32:
-            self._write(folder / checkpoint.MAIN_WEIGHTS, main_weights(self.model), torch.float32)
-        for name, tensors in self._moments().items():
-            self._write(folder / name, tensors, torch.float32)
+        for name, key in STATE_OF_FOLDER.items():
+            if key is not WEIGHT or self.model.config.params_dtype != torch.float32:
+                self._write(folder / name, whole_state(self.optimizer, self.model, key), torch.float32)
         checkpoint.write_state(folder, self.num_updates, self.mesh)
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint of the same model, saved under any layout and dtype. Raises CheckpointError."""
         record = checkpoint.read_state(folder)
-        precise = folder / checkpoint.MAIN_WEIGHTS
-        self._read(precise if precise.is_dir() else folder / checkpoint.WEIGHTS, main_weights(self.model))
-        for name, weight in main_weights(self.model).items():
-            self.local_tensors()[name].copy_(weight)
-        for name, tensors in self._moments().items():
-            self._read(folder / name, tensors)
-        for state in adam_moments(self.optimizer, self.model).values():
-            state["step"].fill_(record["num_updates"])
+        for name, key in STATE_OF_FOLDER.items():
+            whole = blank_state(self.optimizer, self.model, key)
+            source = folder / name
+            self._read(source if key is not WEIGHT or source.is_dir() else folder / checkpoint.WEIGHTS, whole)
+            place_state(self.optimizer, self.model, key, whole)
+            if key is WEIGHT:
+                for local, tensor in self.local_tensors().items():
+                    tensor.copy_(whole[local])
+        set_steps(self.optimizer, self.model, record["num_updates"])
         self.schedule.num_steps = record["num_updates"]
         self.schedule.step(0)
         checkpoint.restore_random_states(record, self.mesh)
         self._companions = folder / checkpoint.WEIGHTS
-
-    def _moments(self) -> dict[str, dict[str, Tensor]]:
-        """AdamW's state by checkpoint folder and local name; the live tensors."""
-        states = adam_moments(self.optimizer, self.model)
-        keys = {checkpoint.FIRST_MOMENT: FIRST_MOMENT, checkpoint.SECOND_MOMENT: SECOND_MOMENT}
-        return {folder: {name: state[key] for name, state in states.items()} for folder, key in keys.items()}
 
     def _write(
         self, folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype, companions: Path | None = None
@@ -203,6 +208,15 @@ class MegatronPolicy:
 def _refuse_staleness(algo: AlgoSection) -> None:
     if algo.max_staleness:
         raise PolicyError(f"algo.max_staleness = {algo.max_staleness} is not supported yet; set it to 0")
+
+
+def _check_bins(batch: PackedBatch, multiple: int) -> None:
+    for packed in (packed for bins in batch.bins_D_B for packed in bins):
+        if packed.num_tokens % multiple:
+            raise PolicyError(
+                f"a bin of {packed.num_tokens} tokens does not divide over policy.mesh; pack with pad_multiple ="
+                f" {multiple}"
+            )
 
 
 def _row_starts(batch: PackedBatch) -> np.ndarray:

@@ -19,8 +19,8 @@ from megatron_spell.train.saved_state import find_mismatch
 TRAINER_GIB = 0.6
 ENGINE_GIB = 1.8
 RAY_GIB = 0.6
-# fp32 weights, gradients and two Adam moments of the policy; one copy of the weights in each engine.
-BYTES_PER_PARAMETER = 16
+# fp32 weights and gradients, and two Adam moments, of the policy; one copy of the weights in each engine.
+BYTES_PER_PARAMETER, MOMENT_BYTES_PER_PARAMETER = 8, 8
 ENGINE_BYTES_PER_PARAMETER = 4
 
 
@@ -109,6 +109,9 @@ def memory_needed_gib(config: RunConfig) -> float:
     """A low estimate of what trainers, engines and Ray take together on one machine."""
     num_parameters = ModelShape.load(config.model.path).num_parameters
     mesh = config.policy.mesh.mesh()
-    trainers = mesh.world_size * TRAINER_GIB + mesh.dp * num_parameters * BYTES_PER_PARAMETER / 2**30
+    replicas = mesh.dp * mesh.cp
+    copies_of_moments = 1 if config.policy.distributed_optimizer else replicas
+    policy_bytes = num_parameters * (replicas * BYTES_PER_PARAMETER + copies_of_moments * MOMENT_BYTES_PER_PARAMETER)
+    trainers = mesh.world_size * TRAINER_GIB + policy_bytes / 2**30
     engine = ENGINE_GIB + config.rollout.kv_cache_gib + num_parameters * ENGINE_BYTES_PER_PARAMETER / 2**30
     return trainers + config.rollout.engines * engine + RAY_GIB

@@ -104,7 +104,14 @@ class Run:
             )
         policy = self.config.policy
         weights = row_weights(rows, self.config.algo.loss)
-        return Batch(rows, pack(rows, weights, num_dp=policy.mesh.dp, max_bin_tokens=policy.max_bin_tokens))
+        packed = pack(
+            rows,
+            weights,
+            num_dp=policy.mesh.dp,
+            max_bin_tokens=policy.max_bin_tokens,
+            pad_multiple=policy.bin_multiple,
+        )
+        return Batch(rows, packed)
 
     def update(self, batch: Batch) -> StepReport:
         with spans.span("update", step=self.step + 1):

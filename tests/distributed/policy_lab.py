@@ -14,6 +14,7 @@ from megatron_spell.config.schema import AlgoSection, MeshSection, OptimizerSect
 from megatron_spell.types.batches import PackedBatch, TrainRow
 from megatron_spell.types.play import Role, TaskName
 
+LAYOUT_SWITCHES = ("sequence_parallel", "distributed_optimizer")  # of PolicySection, besides the mesh
 VOCAB = 259  # odd, so that tensor parallelism pads it
 TEMPERATURE = 0.7
 # A large eps keeps Adam from blowing up rounding differences of gradients near zero.
@@ -78,8 +79,14 @@ def make_rows(seed: int) -> list[TrainRow]:
     return rows
 
 
-def make_batch(rows: list[TrainRow], dp: int = 1, max_bin_tokens: int = 40) -> PackedBatch:
-    return pack(rows, row_weights(rows, "per_role"), num_dp=dp, max_bin_tokens=max_bin_tokens)
+def make_batch(rows: list[TrainRow], dp: int = 1, max_bin_tokens: int = 40, multiple: int = 1) -> PackedBatch:
+    weights = row_weights(rows, "per_role")
+    return pack(rows, weights, num_dp=dp, max_bin_tokens=max_bin_tokens, pad_multiple=multiple)
+
+
+def batch_for(policy, rows: list[TrainRow]) -> PackedBatch:
+    """The rows in bins as this policy's layout wants them."""
+    return make_batch(rows, policy.mesh.dp, multiple=policy.policy.bin_multiple)
 
 
 def with_engine_log_probs(rows: list[TrainRow], log_probs: list[np.ndarray]) -> list[TrainRow]:
@@ -90,7 +97,9 @@ def make_policy(folder: Path, mesh: MeshSection | None = None, dtype: str = "flo
     """A policy of the model in `folder`, its weights not loaded yet. `setup.initialise` must have been called."""
     from megatron_spell.policy.worker import MegatronPolicy
 
-    section = PolicySection(mesh=mesh or MeshSection(), dtype=dtype, optimizer=settings.pop("optimizer", OPTIMIZER))
+    layout = {name: settings.pop(name) for name in LAYOUT_SWITCHES if name in settings}
+    optimizer = settings.pop("optimizer", OPTIMIZER)
+    section = PolicySection(mesh=mesh or MeshSection(), dtype=dtype, optimizer=optimizer, **layout)
     defaults = {"temperature": TEMPERATURE, "algo": AlgoSection(), "trust": ANY_DIFF, "seed": 1}
     return MegatronPolicy(ModelShape.load(folder), section, **(defaults | settings))
 

@@ -5,18 +5,34 @@ One launch for many cases, because starting the processes costs more than all th
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_spell.config.schema import MeshSection, TrustSection
-from megatron_spell.policy import setup, step, worker
+from megatron_spell.policy import attention, optimizer_state, setup, step, worker
+from megatron_spell.policy.context import Share
+from megatron_spell.policy.microbatches import BinTensors
 from megatron_spell.policy.model import PolicyModel
-from tests.distributed.policy_lab import VOCAB, make_batch, make_policy, make_rows, with_engine_log_probs
+from tests.distributed.policy_lab import (
+    LAYOUT_SWITCHES,
+    VOCAB,
+    batch_for,
+    make_policy,
+    make_rows,
+    with_engine_log_probs,
+)
+
+# What is planted to see that the comparisons would catch it.
+FAULTS = {
+    "no all-reduce": lambda: patch.object(step, "finalize_model_grads", lambda *_, **__: None),
+    "rank order": lambda: patch.object(attention, "in_bin_order", lambda gathered, _: gathered),
+    "no gather": lambda: patch.object(optimizer_state, "_sum", lambda _: None),
+}
 
 
 def logits_of_first_row(policy, rows: list, out: Path) -> None:
@@ -28,24 +44,30 @@ def logits_of_first_row(policy, rows: list, out: Path) -> None:
         return seen[-1]
 
     head = PolicyModel._logits
+    batch = batch_for(policy, rows[:1])
     with patch.object(PolicyModel, "_logits", noting):
-        policy.log_probs(make_batch(rows[:1], policy.mesh.dp))
+        policy.log_probs(batch)
+    mine, everyone = None, [None] * dist.get_world_size()
     if parallel_state.is_pipeline_last_stage() and parallel_state.get_data_parallel_rank() == 0:
-        group = parallel_state.get_tensor_model_parallel_group()
-        blocks = [torch.empty_like(seen[0]) for _ in range(group.size())]
-        dist.all_gather(blocks, seen[0].detach().contiguous(), group=group)
-        if group.rank() == 0:
-            np.save(out / "logits.npy", torch.cat(blocks, -1)[:, :VOCAB].numpy())
+        share = Share(parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size())
+        numbers_A = BinTensors.of(batch.bins_D_B[0][0], share).number_A.numpy()
+        first_column = parallel_state.get_tensor_model_parallel_rank() * seen[0].shape[1]
+        mine = numbers_A[:, None], first_column + np.arange(seen[0].shape[1]), seen[0].detach().numpy()
+    dist.all_gather_object(everyone, mine)
+    if dist.get_rank() == 0:
+        logits = np.full((rows[0].response_ids_A.size, VOCAB + 1), np.nan)  # room for the vocabulary's padding
+        for numbers_A, columns, block in filter(None, everyone):
+            logits[numbers_A, columns] = block
+        np.save(out / "logits.npy", logits[:, :VOCAB])
 
 
 def train(policy, case: dict) -> dict:
     """Logits and log-probs of the first batch, then an update on the rows of each seed, then an export."""
-    dp = policy.mesh.dp
     logits_of_first_row(policy, make_rows(case["seeds"][0]), Path(case["out"]))
-    log_probs = policy.log_probs(make_batch(make_rows(case["seeds"][0]), dp))
+    log_probs = policy.log_probs(batch_for(policy, make_rows(case["seeds"][0])))
     reports = []
     for seed in case["seeds"]:
-        reports.append(policy.update(make_batch(make_rows(seed), dp)))
+        reports.append(policy.update(batch_for(policy, make_rows(seed))))
         if policy.num_updates == case.get("save_after"):
             policy.save(Path(case["out"], "checkpoint"))
     policy.export_hf(Path(case["out"], "weights"))
@@ -66,15 +88,15 @@ def agree(reports: list) -> bool:
 
 def distrust(policy, case: dict) -> dict:
     """An update with honest engine log-probs, then one where those of a single token are off by one nat."""
-    dp, out = policy.mesh.dp, Path(case["out"])
+    out = Path(case["out"])
     rows = make_rows(case["seeds"][0])
-    rows = with_engine_log_probs(rows, policy.log_probs(make_batch(rows, dp)))
-    honest = policy.update(make_batch(rows, dp))
-    found = policy.log_probs(make_batch(rows, dp))
+    rows = with_engine_log_probs(rows, policy.log_probs(batch_for(policy, rows)))
+    honest = policy.update(batch_for(policy, rows))
+    found = policy.log_probs(batch_for(policy, rows))
     found[-1][-1] += 1.0
     policy.export_hf(out / "before")
     try:
-        policy.update(make_batch(with_engine_log_probs(rows, found), dp))
+        policy.update(batch_for(policy, with_engine_log_probs(rows, found)))
         message = ""
     except worker.TrustError as error:
         message = str(error)
@@ -88,7 +110,8 @@ def run_case(case: dict) -> None:
     mesh = MeshSection(**case["mesh"])
     setup.initialise(mesh.mesh(), timeout_s=60)
     trust = {"trust": TrustSection()} if case["do"] == "distrust" else {}
-    policy = make_policy(Path(case["model"]), mesh, case.get("dtype", "float32"), **trust)
+    switches = {name: case[name] for name in LAYOUT_SWITCHES if name in case}
+    policy = make_policy(Path(case["model"]), mesh, case.get("dtype", "float32"), **switches, **trust)
     if "load" in case:
         policy.load(Path(case["load"]))
     else:
@@ -102,10 +125,7 @@ def run_case(case: dict) -> None:
 def main(cases: list[dict]) -> None:
     for case in cases:
         print(case, flush=True)
-        if case.get("drop_all_reduce"):
-            with patch.object(step, "finalize_model_grads", lambda *_, **__: None):
-                run_case(case)
-        else:
+        with FAULTS[case["fault"]]() if "fault" in case else nullcontext():
             run_case(case)
     setup.shut_down()
 

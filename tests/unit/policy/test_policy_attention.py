@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from megatron_spell.policy.attention import Part, PrefixAttention, parts_of
+from megatron_spell.policy.context import Share, in_bin_order
 
 NUM_TOKENS, HEADS, KV_HEADS, HEAD_DIM = 64, 4, 2, 32
 SEGMENTS = torch.tensor(
@@ -21,6 +22,7 @@ SEGMENTS = torch.tensor(
         [57, 58, 58, 60],
     ]
 )
+WHOLE = [(0, NUM_TOKENS)]
 NUM_SEGMENT_TOKENS = 60  # the rest is padding outside every segment
 
 
@@ -47,7 +49,21 @@ def by_mask(q, k, v):
 
 
 def by_segments(segments):
-    return lambda q, k, v: PrefixAttention.apply(q, k, v, segments, HEAD_DIM**-0.5)
+    return lambda q, k, v: PrefixAttention.apply(q, k, v, tuple(parts_of(segments, WHOLE)), HEAD_DIM**-0.5)
+
+
+def by_shares(num_ranks):
+    """What the context-parallel ranks compute, each from its own queries, put back in the order of the bin."""
+
+    def attend(q, k, v):
+        outs = []
+        for rank in range(num_ranks):
+            share = Share(rank, num_ranks)
+            parts = tuple(parts_of(SEGMENTS, share.spans(NUM_TOKENS)))
+            outs.append(PrefixAttention.apply(q[:, :, share.tokens(NUM_TOKENS)], k, v, parts, HEAD_DIM**-0.5))
+        return in_bin_order(torch.cat(outs, 2).transpose(0, 2), num_ranks).transpose(0, 2)
+
+    return attend
 
 
 @pytest.fixture
@@ -73,6 +89,29 @@ def test_output_and_gradients_equal_a_dense_mask(inputs, truth, dtype, tolerance
         torch.testing.assert_close(found.double(), wanted, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_context_parallel_shares_equal_a_dense_mask(inputs, truth, num_ranks):
+    grad, expected = truth
+    for found, wanted in zip(with_gradients(by_shares(num_ranks), inputs, grad), expected):
+        torch.testing.assert_close(found.double(), wanted, atol=3e-6, rtol=3e-6)
+
+
+def test_shares_cover_a_bin_in_its_order():
+    order = torch.cat([Share(rank, 4).tokens(NUM_TOKENS) for rank in range(4)])
+    assert in_bin_order(order, 4).tolist() == list(range(NUM_TOKENS))
+    assert Share(0, 2).spans(8) == [(0, 2), (6, 8)]
+    assert Share(1, 2).spans(8) == [(2, 6)]
+    assert Share().spans(7) == [(0, 7)]
+
+
+def test_the_layout_worked_by_hand_in_the_docs():
+    """docs/parallelism.md: cp = 2, a prompt of 4 tokens, answers of 4 and 3, padding of 5."""
+    segments = torch.tensor([[0, 4, 0, 4], [0, 4, 4, 8], [0, 4, 8, 11], [11, 16, 11, 16]])
+    first, second = (set(parts_of(segments, Share(rank, 2).spans(16))) for rank in range(2))
+    assert first == {Part(0, 4, 0, 4, True), Part(4, 8, 12, 16, True), Part(4, 8, 11, 12)}
+    assert second == {Part(0, 4, 4, 8, True), Part(4, 7, 8, 11, True), Part(7, 8, 11, 12, True), Part(0, 7, 0, 4)}
+
+
 def test_missing_prompt_keys_would_be_seen(inputs, truth):
     """Planted: the responses do not see their prompts."""
     grad, expected = truth
@@ -89,10 +128,10 @@ def test_strided_inputs_are_as_good_as_plain_ones(inputs):
 
 
 def test_neighbouring_responses_share_one_call_on_their_prompt():
-    shared = [part for part in parts_of(SEGMENTS) if not part.causal]
+    shared = [part for part in parts_of(SEGMENTS, WHOLE) if not part.causal]
     assert shared == [Part(13, 28, 0, 13), Part(50, 53, 28, 50), Part(58, 60, 57, 58)]
 
 
 def test_responses_that_lie_apart_each_see_their_prompt():
     apart = torch.tensor([[0, 4, 0, 4], [0, 4, 4, 6], [6, 8, 6, 8], [0, 4, 8, 9]])
-    assert [part for part in parts_of(apart) if not part.causal] == [Part(4, 6, 0, 4), Part(8, 9, 0, 4)]
+    assert [part for part in parts_of(apart, [(0, 9)]) if not part.causal] == [Part(4, 6, 0, 4), Part(8, 9, 0, 4)]

@@ -1,0 +1,123 @@
+"""What the optimizer steps, as whole local parameters: the float32 weights and AdamW's moments.
+
+A plain optimizer holds them whole. Megatron's distributed optimizer lays a stage's parameters end to end in a flat
+buffer and gives every data-parallel rank (context-parallel ranks count as such) one stretch of it, so that a rank
+holds a flat range of some parameters and nothing of others. Here ranges are put together for a checkpoint and taken
+apart again, so that checkpoints know nothing of who held what.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch import Tensor
+
+WEIGHT, FIRST_MOMENT, SECOND_MOMENT = "weight", "exp_avg", "exp_avg_sq"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """Elements [start, stop) of a parameter, flat: this rank's own `state` of it, the optimizer's tensors themselves.
+
+    `state` maps WEIGHT, the moments and "step" to tensors; it is empty where the rank holds nothing.
+    """
+
+    name: str
+    parameter: Tensor
+    start: int
+    stop: int
+    state: Mapping[str, Tensor]
+
+    @property
+    def is_whole(self) -> bool:
+        return self.stop - self.start == self.parameter.numel()
+
+
+def whole_state(optimizer: MegatronOptimizer, model: torch.nn.Module, key: str) -> dict[str, Tensor]:
+    """One kind of state (WEIGHT or a moment) by local name; every data-parallel rank calls it.
+
+    Where each rank holds parameters whole these are the optimizer's own tensors, else copies gathered from all ranks.
+    """
+    whole = blank_state(optimizer, model, key)
+    if _is_distributed(optimizer):
+        for piece in _pieces(optimizer, model):
+            flat = whole[piece.name].view(-1)
+            if piece.state:
+                flat[piece.start : piece.stop] = piece.state[key].flatten()
+            _sum(flat)
+    return whole
+
+
+def blank_state(optimizer: MegatronOptimizer, model: torch.nn.Module, key: str) -> dict[str, Tensor]:
+    """Tensors to read a state into before `place_state`: the optimizer's own, zeros where it is distributed."""
+    if _is_distributed(optimizer):
+        return {name: torch.zeros_like(p, dtype=torch.float32) for name, p in model.named_parameters()}
+    return {piece.name: piece.state[key] for piece in _pieces(optimizer, model)}
+
+
+def place_state(optimizer: MegatronOptimizer, model: torch.nn.Module, key: str, whole: Mapping[str, Tensor]) -> None:
+    """Give the optimizer its part of `whole` (by local name)."""
+    for piece in _pieces(optimizer, model):
+        if piece.state:
+            own = piece.state[key]
+            own.copy_(whole[piece.name].flatten()[piece.start : piece.stop].view(own.shape))
+
+
+def set_steps(optimizer: MegatronOptimizer, model: torch.nn.Module, num_updates: int) -> None:
+    """Let AdamW's bias correction go on from `num_updates`."""
+    for piece in _pieces(optimizer, model):
+        if piece.state:
+            piece.state["step"].fill_(num_updates)
+
+
+def _pieces(optimizer: MegatronOptimizer, model: torch.nn.Module) -> Iterator[Piece]:
+    piece_of = _own_range if _is_distributed(optimizer) else _whole_piece
+    for name, parameter in model.named_parameters():
+        yield piece_of(optimizer, name, parameter)
+
+
+def _own_range(optimizer: MegatronOptimizer, name: str, parameter: Tensor) -> Piece:
+    """Read from the maps of megatron-core 0.16's distributed optimizer, which its own checkpoints are made from."""
+    for member in _members(optimizer):
+        if parameter in member.model_param_group_index_map:
+            group, number = member.model_param_group_index_map[parameter]
+            own = member._get_model_param_range_map(parameter)["param"]
+            weight = member.optimizer.param_groups[group]["params"][number]
+            return Piece(name, parameter, own.start, own.end, _state_of(member.optimizer, weight))
+    return Piece(name, parameter, 0, 0, {})
+
+
+def _whole_piece(optimizer: MegatronOptimizer, name: str, parameter: Tensor) -> Piece:
+    weight = getattr(parameter, "main_param", parameter)
+    for member in _members(optimizer):
+        for group in member.optimizer.param_groups:
+            if any(weight is other for other in group["params"]):
+                return Piece(name, parameter, 0, parameter.numel(), _state_of(member.optimizer, weight))
+    raise KeyError(f"{name} belongs to no optimizer group")
+
+
+def _state_of(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Tensor]:
+    """The state of a weight, made (as zeros) where no step was taken yet."""
+    state = optimizer.state[weight]
+    if not state:
+        state["step"] = torch.tensor(0.0)
+        state[FIRST_MOMENT] = torch.zeros_like(weight.data)
+        state[SECOND_MOMENT] = torch.zeros_like(weight.data)
+    return {WEIGHT: weight.detach(), **state}
+
+
+def _members(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
+    return getattr(optimizer, "chained_optimizers", [optimizer])
+
+
+def _is_distributed(optimizer: MegatronOptimizer) -> bool:
+    return any(isinstance(member, DistributedOptimizer) for member in _members(optimizer))
+
+
+def _sum(flat: Tensor) -> None:
+    """Every element is held by one rank, and is zero on the others."""
+    dist.all_reduce(flat, group=parallel_state.get_data_parallel_group(with_context_parallel=True))

@@ -56,7 +56,7 @@ def read_rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     """The base of the angles and their scaling, from all of a config.json.
 
     transformers 5 writes `rope_parameters`, 4 wrote `rope_theta` and `rope_scaling`. Raises UnknownRope, also for a
-    key that transformers would pass over: the engine might not.
+    key that transformers would pass over in silence.
     """
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))

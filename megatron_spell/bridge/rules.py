@@ -69,6 +69,8 @@ def vocab_rows(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segment
 def qkv_groups(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segment]:
     """Megatron's fused projection: for each key-value group of this rank its query heads, its key and its value.
 
+    Weights (rows of a matrix) and biases (elements of a vector) alike.
+
     Source: megatron-core 0.16 `SelfAttention.get_query_key_value_tensors`, which views the fused output as
     [groups, (query heads of a group + 2) * head_dim].
     """

@@ -1,11 +1,27 @@
-"""The sizes of a model, read from a Hugging Face config.json without importing transformers."""
+"""What a model is, read from a Hugging Face config.json without importing transformers."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-# model_type in config.json -> family of the bridge
-FAMILIES = {"qwen3": "qwen3"}
+from megatron_spell.config.rope import RopeScaling, UnknownRope, read_rope
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What all models of a family have in common beyond the layers they share with the others."""
+
+    qkv_bias: bool  # on the query, key and value projections
+    qk_norm: bool  # on the queries and keys of each head
+
+
+# By model_type in config.json, which is the family's name everywhere.
+FAMILIES = {
+    "llama": Traits(qkv_bias=False, qk_norm=False),
+    "qwen2": Traits(qkv_bias=True, qk_norm=False),
+    "qwen3": Traits(qkv_bias=False, qk_norm=True),
+}
 
 
 class UnknownModel(ValueError):
@@ -26,12 +42,17 @@ class ModelShape:
     rope_theta: float
     norm_eps: float
     max_positions: int
+    qkv_bias: bool
+    qk_norm: bool
+    rope_scaling: RopeScaling | None
 
     @property
     def num_parameters(self) -> int:
         """Elements of all weights, a tied embedding counted once."""
         attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
-        layer = attention + 3 * self.hidden_size * self.ffn_size + 2 * self.hidden_size + 2 * self.head_dim
+        attention += self.qkv_bias * self.head_dim * (self.num_heads + 2 * self.num_kv_heads)
+        attention += self.qk_norm * 2 * self.head_dim
+        layer = attention + 3 * self.hidden_size * self.ffn_size + 2 * self.hidden_size
         embeddings = (1 if self.tied_embeddings else 2) * self.vocab_size * self.hidden_size
         return self.num_layers * layer + embeddings + self.hidden_size
 
@@ -48,37 +69,67 @@ class ModelShape:
 
     @classmethod
     def from_json(cls, raw: dict, source: str = "config.json") -> "ModelShape":
-        family = FAMILIES.get(raw.get("model_type", ""))
-        if family is None:
+        """From the contents of a config.json that errors call `source`. Raises UnknownModel."""
+        family = raw.get("model_type", "")
+        traits = FAMILIES.get(family)
+        if traits is None:
             raise UnknownModel(
                 f"{source} has model_type {raw.get('model_type')!r}; known are {', '.join(sorted(FAMILIES))}"
             )
         try:
-            return cls(
-                family=family,
-                vocab_size=raw["vocab_size"],
-                hidden_size=raw["hidden_size"],
-                num_layers=raw["num_hidden_layers"],
-                num_heads=raw["num_attention_heads"],
-                num_kv_heads=raw["num_key_value_heads"],
-                head_dim=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
-                ffn_size=raw["intermediate_size"],
-                tied_embeddings=raw.get("tie_word_embeddings", False),
-                rope_theta=_rope_theta(raw, source),
-                norm_eps=raw["rms_norm_eps"],
-                max_positions=raw["max_position_embeddings"],
-            )
+            sizes = _sizes(raw)
+            _refuse_what_is_not_modelled(raw)
+            theta, scaling = read_rope(raw)
         except KeyError as missing:
             raise UnknownModel(f"{source} lacks {missing}") from None
+        except (UnknownRope, _NotModelled) as reason:
+            raise UnknownModel(f"{source} {reason}") from None
+        return cls(
+            family=family,
+            rope_theta=theta,
+            rope_scaling=scaling,
+            qkv_bias=traits.qkv_bias,
+            qk_norm=traits.qk_norm,
+            **sizes,
+        )
 
 
-def _rope_theta(raw: dict, source: str) -> float:
-    """transformers 5 writes `rope_parameters`, 4 wrote `rope_theta` and `rope_scaling`; only plain rope is known."""
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise UnknownModel(f"{source} has rope_type {kind!r}; only 'default' is known")
-    theta = rope.get("rope_theta", raw.get("rope_theta"))
-    if theta is None:
-        raise UnknownModel(f"{source} has no rope_theta")
-    return float(theta)
+class _NotModelled(ValueError):
+    """The reason, without the file."""
+
+
+def _refuse_what_is_not_modelled(raw: dict) -> None:
+    """Raise for the first setting that the policy would pass over."""
+    for key in ("attention_bias", "mlp_bias"):
+        if raw.get(key):
+            raise _NotModelled(f"has {key}; models with it are not known")
+    # Qwen2.5 names a window and does not use it
+    if raw.get("use_sliding_window", raw.get("sliding_window") is not None):
+        raise _NotModelled("uses a sliding window; only full attention is known")
+    others = sorted(set(raw.get("layer_types") or ()) - {"full_attention"})
+    if others:
+        raise _NotModelled(f"has layer_types {', '.join(others)}; only full_attention is known")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise _NotModelled(f"has hidden_act {raw['hidden_act']!r}; only silu is known")
+    if raw["model_type"] == "qwen2" and raw.get("head_dim") not in (None, _even_head_dim(raw)):
+        # transformers would take it, vLLM computes its own
+        raise _NotModelled(f"has head_dim {raw['head_dim']}; of a qwen2 model it is hidden_size / num_attention_heads")
+
+
+def _sizes(raw: dict) -> dict[str, Any]:
+    return {
+        "vocab_size": raw["vocab_size"],
+        "hidden_size": raw["hidden_size"],
+        "num_layers": raw["num_hidden_layers"],
+        "num_heads": raw["num_attention_heads"],
+        "num_kv_heads": raw["num_key_value_heads"],
+        "head_dim": raw.get("head_dim") or _even_head_dim(raw),
+        "ffn_size": raw["intermediate_size"],
+        "tied_embeddings": raw.get("tie_word_embeddings", False),
+        "norm_eps": raw["rms_norm_eps"],
+        "max_positions": raw["max_position_embeddings"],
+    }
+
+
+def _even_head_dim(raw: dict) -> int:
+    return raw["hidden_size"] // raw["num_attention_heads"]

@@ -16,6 +16,7 @@ from megatron_spell.layout.mesh import Mesh
 from megatron_spell.policy.attention import PrefixCoreAttention
 from megatron_spell.policy.log_probs import TokenScores, score_tokens, share_of
 from megatron_spell.policy.microbatches import BinTensors
+from megatron_spell.policy.rope import attention_scale, inverse_frequencies
 from megatron_spell.policy.setup import PolicyError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -43,9 +44,9 @@ class IndexedRotary(torch.nn.Module):
     reaches them (a bfloat16 angle is wrong from position 256 on).
     """
 
-    def __init__(self, head_dim: int, theta: float) -> None:
+    def __init__(self, inverse_frequencies: Tensor) -> None:
         super().__init__()
-        self.inverse_frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+        self.inverse_frequencies = inverse_frequencies
         self.position_ids_T: Tensor | None = None
 
     def place(self, position_ids_1_T: Tensor) -> None:
@@ -68,7 +69,7 @@ class PolicyModel(GPTModel):
         num_layers = len(mesh.stage_layers(shape.num_layers, parallel_state.get_pipeline_model_parallel_rank()))
         super().__init__(
             config,
-            TransformerBlockSubmodules([_layer_spec()] * num_layers, layer_norm=RMSNorm),
+            TransformerBlockSubmodules([_layer_spec(shape.qk_norm)] * num_layers, layer_norm=RMSNorm),
             padded_vocab(shape.vocab_size, mesh.tp),
             shape.max_positions,
             pre_process=parallel_state.is_pipeline_first_stage(),
@@ -76,7 +77,7 @@ class PolicyModel(GPTModel):
             share_embeddings_and_output_weights=shape.tied_embeddings,
             position_embedding_type="rope",
         )
-        self.rotary_pos_emb = IndexedRotary(shape.head_dim, shape.rope_theta)
+        self.rotary_pos_emb = IndexedRotary(inverse_frequencies(shape))
         self.temperature = temperature
         self.real_vocab = shape.vocab_size
         if self.post_process and config.sequence_parallel:
@@ -190,7 +191,9 @@ def transformer_config(
         gated_linear_unit=True,
         activation_func=F.silu,
         add_bias_linear=False,
-        qk_layernorm=True,
+        add_qkv_bias=shape.qkv_bias,
+        qk_layernorm=shape.qk_norm,
+        softmax_scale=attention_scale(shape),
         hidden_dropout=0.0,
         attention_dropout=0.0,
         params_dtype=dtype,
@@ -241,11 +244,12 @@ def _unfused() -> dict[str, bool]:
     }
 
 
-def _layer_spec():
-    spec = get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm")
+def _layer_spec(qk_norm: bool):
+    spec = get_gpt_layer_local_spec(qk_layernorm=qk_norm, normalization="RMSNorm")
     layer = spec.submodules
     layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
     attention = layer.self_attention.submodules
-    attention.q_layernorm = attention.k_layernorm = RMSNorm
+    if qk_norm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
     attention.core_attention = PrefixCoreAttention
     return spec

@@ -29,32 +29,63 @@ FAMILIES = (
 )
 
 
-def write_tiny_qwen3(folder: Path, tied: bool) -> Path:
-    """A random model whose norms and logits are far from trivial."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+# What makes the tiny model of each kind; rows reach position 43, past the original lengths.
+KINDS = {
+    "qwen3": {"model_type": "qwen3", "head_dim": 32, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    "qwen2": {"model_type": "qwen2", "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    "llama": {
+        "model_type": "llama",
+        "head_dim": 32,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 5e3,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
+    "yarn": {
+        "model_type": "qwen2",
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "beta_fast": 3.0,
+            "original_max_position_embeddings": 24,
+        },
+    },
+}
+
+
+def write_tiny(folder: Path, kind: str, tied: bool = False) -> Path:
+    """A random model whose norms, biases and logits are far from trivial."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=VOCAB,
-            hidden_size=64,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=32,
-            intermediate_size=96,
-            max_position_embeddings=1024,
-            tie_word_embeddings=tied,
-            rms_norm_eps=1e-6,
-            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        )
+    config = AutoConfig.for_model(
+        **KINDS[kind],
+        vocab_size=VOCAB,
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=96,
+        max_position_embeddings=1024,
+        tie_word_embeddings=tied,
+        rms_norm_eps=1e-6,
     )
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn_like(parameter)
             parameter.copy_(1 + 0.2 * noise if parameter.dim() == 1 else 0.1 * noise)
     model.float().save_pretrained(folder)
     return folder
+
+
+def write_tiny_qwen3(folder: Path, tied: bool) -> Path:
+    return write_tiny(folder, "qwen3", tied)
 
 
 def make_rows(seed: int) -> list[TrainRow]:

@@ -62,7 +62,8 @@ def logits_of_first_row(policy, rows: list, out: Path) -> None:
 
 
 def train(policy, case: dict) -> dict:
-    """Logits and log-probs of the first batch, then an update on the rows of each seed, then an export."""
+    """An export, logits and log-probs of the first batch, an update on the rows of each seed, another export."""
+    policy.export_hf(Path(case["out"], "imported"))
     logits_of_first_row(policy, make_rows(case["seeds"][0]), Path(case["out"]))
     log_probs = policy.log_probs(batch_for(policy, make_rows(case["seeds"][0])))
     reports = []

@@ -1,4 +1,4 @@
-"""Tiny random Qwen3 checkpoints, what Hugging Face says of them, and a trainer that sends one to an engine."""
+"""Tiny random checkpoints (Qwen3 first), what Hugging Face says of them, and a trainer that sends one to an engine."""
 
 import json
 import os
@@ -57,6 +57,34 @@ def write_checkpoint(folder: Path, *, seed: int, tied: bool = False, num_experts
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(1 + 0.1 * torch.randn_like(weight) if "norm" in name else 0.08 * torch.randn_like(weight))
+    model.save_pretrained(folder)
+    return folder
+
+
+def write_family(folder: Path, model_type: str, rope: dict, *, seed: int) -> Path:
+    """A model of another family; its biases are large enough to show in every log-prob."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=VOCAB_SIZE,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        rope_parameters=rope,
+        eos_token_id=2,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn_like(weight)
+            weight.copy_(1 + 0.1 * noise if "norm" in name else 0.5 * noise if "bias" in name else 0.08 * noise)
     model.save_pretrained(folder)
     return folder
 

@@ -30,3 +30,16 @@ class Entry:
     local: str
     rule: Rule
     hf: Mapping[str, str]
+
+
+EMBEDDING = {"model.embed_tokens.weight": "W D"}
+
+
+def layer_entry(local: str, rule: Rule, kind: str = "weight", **hf: str) -> Entry:
+    """A parameter of every layer; `kind` (weight or bias) ends its name on both sides."""
+    return Entry(
+        Place.LAYER,
+        f"decoder.layers.{{}}.{local}.{kind}",
+        rule,
+        {f"model.layers.{{}}.{name}.{kind}": shape for name, shape in hf.items()},
+    )

@@ -1,10 +1,10 @@
 """The tables by the family's name in `ModelShape.family`."""
 
 from megatron_spell.bridge.boxes import BridgeError
-from megatron_spell.bridge.families import qwen3
+from megatron_spell.bridge.families import llama, qwen2, qwen3
 from megatron_spell.bridge.families.entry import Entry
 
-TABLES: dict[str, tuple[Entry, ...]] = {"qwen3": qwen3.TABLE}
+TABLES: dict[str, tuple[Entry, ...]] = {"llama": llama.TABLE, "qwen2": qwen2.TABLE, "qwen3": qwen3.TABLE}
 
 
 def family_table(family: str) -> tuple[Entry, ...]:

@@ -8,9 +8,11 @@ from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.layout.mesh import Mesh
 
 
-def made_shape(heads=4, groups=2, layers=2, vocab=37, tied=True, hidden=12, ffn=24, head_dim=8) -> ModelShape:
+def made_shape(
+    heads=4, groups=2, layers=2, vocab=37, tied=True, hidden=12, ffn=24, head_dim=8, family="qwen3"
+) -> ModelShape:
     return ModelShape(
-        family="qwen3",
+        family=family,
         vocab_size=vocab,
         hidden_size=hidden,
         num_layers=layers,
@@ -22,6 +24,9 @@ def made_shape(heads=4, groups=2, layers=2, vocab=37, tied=True, hidden=12, ffn=
         rope_theta=1e6,
         norm_eps=1e-6,
         max_positions=64,
+        qkv_bias=family == "qwen2",
+        qk_norm=family == "qwen3",
+        rope_scaling=None,
     )
 
 
@@ -43,7 +48,7 @@ def laid_out(shape: ModelShape, weights: dict[str, np.ndarray], mesh: Mesh, rank
     for local, layer in enumerate(mesh.stage_layers(shape.num_layers, at.pp)):
         hf = {k.removeprefix(f"model.layers.{layer}."): v for k, v in weights.items() if f"layers.{layer}." in k}
         for name, value in _layer(shape, hf, at.tp, mesh.tp).items():
-            own[f"decoder.layers.{local}.{name}.weight"] = value
+            own[f"decoder.layers.{local}.{name}"] = value
     embedding = weights["model.embed_tokens.weight"]
     if at.pp == 0:
         own["embedding.word_embeddings.weight"] = _vocab(embedding, at.tp, mesh.tp)
@@ -55,22 +60,27 @@ def laid_out(shape: ModelShape, weights: dict[str, np.ndarray], mesh: Mesh, rank
 
 
 def _layer(shape: ModelShape, hf: dict[str, np.ndarray], r: int, tp: int) -> dict[str, np.ndarray]:
-    q, k, v = (
-        hf[f"self_attn.{x}_proj.weight"].reshape(shape.num_kv_heads, -1, shape.head_dim, shape.hidden_size)
-        for x in "qkv"
-    )
-    qkv = np.concatenate([q, k, v], axis=1).reshape(-1, shape.hidden_size)
     gate, up = (np.split(hf[f"mlp.{x}_proj.weight"], tp)[r] for x in ("gate", "up"))
-    return {
-        "input_layernorm": hf["input_layernorm.weight"],
-        "self_attention.linear_qkv": np.split(qkv, tp)[r],
-        "self_attention.q_layernorm": hf["self_attn.q_norm.weight"],
-        "self_attention.k_layernorm": hf["self_attn.k_norm.weight"],
-        "self_attention.linear_proj": np.split(hf["self_attn.o_proj.weight"], tp, axis=1)[r],
-        "pre_mlp_layernorm": hf["post_attention_layernorm.weight"],
-        "mlp.linear_fc1": np.concatenate([gate, up]),
-        "mlp.linear_fc2": np.split(hf["mlp.down_proj.weight"], tp, axis=1)[r],
+    own = {
+        "input_layernorm.weight": hf["input_layernorm.weight"],
+        "self_attention.linear_qkv.weight": np.split(_fused(shape, hf, "weight"), tp)[r],
+        "self_attention.linear_proj.weight": np.split(hf["self_attn.o_proj.weight"], tp, axis=1)[r],
+        "pre_mlp_layernorm.weight": hf["post_attention_layernorm.weight"],
+        "mlp.linear_fc1.weight": np.concatenate([gate, up]),
+        "mlp.linear_fc2.weight": np.split(hf["mlp.down_proj.weight"], tp, axis=1)[r],
     }
+    if shape.qkv_bias:
+        own["self_attention.linear_qkv.bias"] = np.split(_fused(shape, hf, "bias"), tp)[r]
+    if shape.qk_norm:
+        for x in "qk":
+            own[f"self_attention.{x}_layernorm.weight"] = hf[f"self_attn.{x}_norm.weight"]
+    return own
+
+
+def _fused(shape: ModelShape, hf: dict[str, np.ndarray], kind: str) -> np.ndarray:
+    parts = [hf[f"self_attn.{x}_proj.{kind}"] for x in "qkv"]
+    by_group = [part.reshape(shape.num_kv_heads, -1, *part.shape[1:]) for part in parts]
+    return np.concatenate(by_group, axis=1).reshape(-1, *parts[0].shape[1:])
 
 
 def _vocab(table: np.ndarray, r: int, tp: int) -> np.ndarray:

@@ -30,6 +30,7 @@ def models_on_meshes(draw):
         hidden=draw(st.sampled_from([3, 8])),
         ffn=tp * draw(st.integers(1, 3)),
         head_dim=2,
+        family=draw(st.sampled_from(["llama", "qwen2", "qwen3"])),
     )
     return shape, Mesh(tp=tp, pp=pp, dp=draw(st.integers(1, 2)))
 
@@ -80,10 +81,16 @@ def test_the_folder_of_a_tied_model_has_no_output_layer():
     assert sum(int(np.prod(s)) for s in untied.values()) == replace(shape, tied_embeddings=False).num_parameters
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_a_folder_has_as_many_elements_as_the_model_has_parameters(family):
+    shape = made_shape(family=family)
+    assert sum(int(np.prod(s)) for s in checkpoint_shapes(shape).values()) == shape.num_parameters
+
+
 def test_what_the_bridge_cannot_describe_is_refused():
     with pytest.raises(BridgeError, match="vpp = 2"):
         trainer_inventory(made_shape(), Mesh(pp=2, vpp=2), 0)
-    with pytest.raises(BridgeError, match="family = 'gpt2': the bridge knows qwen3"):
+    with pytest.raises(BridgeError, match="family = 'gpt2': the bridge knows llama, qwen2, qwen3"):
         checkpoint_shapes(replace(made_shape(), family="gpt2"))
     with pytest.raises(ValueError, match="outside a mesh"):
         trainer_inventory(made_shape(), Mesh(), 1)

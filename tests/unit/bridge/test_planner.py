@@ -40,9 +40,18 @@ MESHES = st.builds(
 
 
 @settings(max_examples=40, deadline=None)
-@given(MESHES, MESHES, MESHES, st.booleans(), st.integers(1, 2), st.integers(2, 23), st.integers(4, 400))
-def test_resharding_equals_direct_slicing(a, b, c, tied, queries, vocab, bucket_bytes):
-    shape = made_shape(heads=4 * queries, groups=4, vocab=vocab, tied=tied, hidden=6, ffn=8, head_dim=2)
+@given(
+    MESHES,
+    MESHES,
+    MESHES,
+    st.sampled_from(["llama", "qwen2", "qwen3"]),
+    st.booleans(),
+    st.integers(1, 2),
+    st.integers(2, 23),
+    st.integers(4, 400),
+)
+def test_resharding_equals_direct_slicing(a, b, c, family, tied, queries, vocab, bucket_bytes):
+    shape = made_shape(heads=4 * queries, groups=4, vocab=vocab, tied=tied, hidden=6, ffn=8, head_dim=2, family=family)
     weights = made_weights(shape)
     folder = {0: weights}
     held, holders = folder, {0: checkpoint_inventory(shape)}

@@ -96,8 +96,8 @@ def test_ffn_and_head_dim_of_the_model_are_checked(check):
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2'; known are qwen3"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type 'yarn'"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2'; known are llama, qwen2, qwen3"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope_type 'longrope'"),
         ({"rope_parameters": None}, "has no rope_theta"),
     ],
 )

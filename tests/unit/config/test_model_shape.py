@@ -1,8 +1,10 @@
 import json
+from math import log
 
 import pytest
 
 from megatron_spell.config.model_shape import ModelShape, UnknownModel
+from megatron_spell.config.rope import Llama3Scaling, YarnScaling
 
 
 def write(tmp_path, text: str):
@@ -37,19 +39,86 @@ def test_a_broken_config_is_one_line(tmp_path, text, expected):
         ModelShape.load(write(tmp_path, text))
 
 
-def test_parameters_are_counted_as_transformers_counts_them():
+BASE = {
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 512,
+    "rope_theta": 1e6,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+
+
+def read(model_type: str, **more) -> ModelShape:
+    return ModelShape.from_json(BASE | {"model_type": model_type} | more)
+
+
+@pytest.mark.parametrize(("model_type", "qkv_bias", "qk_norm"), [("llama", 0, 0), ("qwen2", 1, 0), ("qwen3", 0, 1)])
+def test_what_a_family_adds_is_known(model_type, qkv_bias, qk_norm):
+    shape = read(model_type)
+    assert (shape.family, shape.qkv_bias, shape.qk_norm, shape.head_dim) == (model_type, qkv_bias, qk_norm, 16)
+
+
+def test_a_window_that_is_not_used_is_no_matter():
+    more = {"sliding_window": 4096, "use_sliding_window": False, "layer_types": ["full_attention"] * 2}
+    assert read("qwen2", **more) == read("qwen2")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "more", "expected"),
+    [
+        ("qwen2", {"sliding_window": 64, "use_sliding_window": True}, "uses a sliding window"),
+        ("llama", {"sliding_window": 64}, "uses a sliding window"),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "has layer_types sliding_attention"),
+        ("qwen2", {"head_dim": 32}, "has head_dim 32; of a qwen2"),
+        ("llama", {"attention_bias": True}, "has attention_bias"),
+        ("llama", {"mlp_bias": True}, "has mlp_bias"),
+        ("qwen3", {"attention_bias": True}, "has attention_bias"),
+        ("llama", {"hidden_act": "gelu"}, "has hidden_act 'gelu'"),
+        ("llama", {"partial_rotary_factor": 0.5}, "has a partial_rotary_factor"),
+        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2}}, "rope_type 'linear'; known are default"),
+        ("llama", {"rope_scaling": LLAMA3 | {"factor": None}}, "has rope_type 'llama3' without factor"),
+        ("qwen2", {"rope_scaling": YARN | {"attn_factor": 2}}, "'yarn' with the unknown key 'attn_factor'"),
+        ("qwen2", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "without original_max_position_embeddings"),
+    ],
+)
+def test_what_is_not_modelled_is_refused_in_one_line(model_type, more, expected):
+    with pytest.raises(UnknownModel, match=r"^config\.json ") as refusal:
+        read(model_type, **more)
+    assert expected in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_rope_scaling_is_read_in_both_spellings():
+    old = read("llama", rope_scaling=LLAMA3)
+    assert old.rope_scaling == Llama3Scaling(8.0, 1.0, 4.0, 128)
+    assert read("llama", rope_parameters=LLAMA3 | {"rope_theta": 1e6}, rope_theta=None) == old
+    assert read("qwen2", rope_scaling=YARN).rope_scaling == YarnScaling(4.0, 128, 0.1 * log(4) + 1, 32.0, 1.0, True)
+    assert read("qwen2").rope_scaling is None
+
+
+def tiny_config(model_type: str, **more):
     transformers = pytest.importorskip("transformers")
-    for tied in (False, True):
-        config = transformers.Qwen3Config(
-            vocab_size=96,
-            hidden_size=64,
-            intermediate_size=80,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=32,
-            tie_word_embeddings=tied,
-        )
-        model = transformers.Qwen3ForCausalLM(config)
-        shape = ModelShape.from_json(json.loads(config.to_json_string()))
-        assert shape.num_parameters == sum(p.numel() for p in model.parameters())
+    sizes = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return transformers.AutoConfig.for_model(model_type, **sizes, **heads, **more)
+
+
+@pytest.mark.parametrize(("model_type", "more"), [("llama", {"head_dim": 32}), ("qwen2", {}), ("qwen3", {})])
+@pytest.mark.parametrize("tied", [False, True])
+def test_parameters_are_counted_as_transformers_counts_them(model_type, more, tied):
+    from transformers import AutoModelForCausalLM
+
+    config = tiny_config(model_type, tie_word_embeddings=tied, **more)
+    shape = ModelShape.from_json(json.loads(config.to_json_string()))
+    assert shape.num_parameters == sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())

@@ -70,7 +70,7 @@ def response_tokens(packed) -> np.ndarray:
 
 
 def test_rotary_angles_stay_exact_when_the_model_is_cast():
-    rotary = IndexedRotary(head_dim=32, theta=1e6).bfloat16()
+    rotary = IndexedRotary(1e6 ** -(torch.arange(0, 32, 2) / 32)).bfloat16()
     rotary.place(torch.tensor([[0, 1, 1001, 30000]]))
     angles = rotary()
     assert angles.shape == (4, 1, 1, 32)

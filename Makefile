@@ -44,7 +44,7 @@ test-fast: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "not slow and not nightly and not gpu"
 
 nightly: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	HYPOTHESIS_PROFILE=new $(BIN)/python -m pytest
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

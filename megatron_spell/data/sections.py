@@ -17,7 +17,7 @@ def cut(text: str, max_chars: int) -> list[str]:
     least half full. Between pieces only whitespace is lost.
     """
     paragraphs = [p for p in _BLANK_LINES.split(text) if p.strip()]
-    return list(pack(paragraphs, max_chars, starts=is_heading))
+    return [piece for piece in pack(paragraphs, max_chars, starts=is_heading) if piece.strip()]
 
 
 def is_heading(paragraph: str) -> bool:

@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megatron_spell.data.sections import cut, cut_paragraph, pack
@@ -7,6 +7,7 @@ TEXTS = st.text(st.sampled_from("ab .\n!?'\")#=-é") | st.characters(exclude_cat
 
 
 @given(TEXTS, st.integers(1, 60))
+@example("\r0", 1)
 def test_pieces_fit_and_only_whitespace_is_lost(text, max_chars):
     pieces = cut(text, max_chars)
     assert all(len(piece) <= max_chars for piece in pieces)

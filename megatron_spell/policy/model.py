@@ -1,10 +1,8 @@
 """The policy as a Megatron GPTModel: own norms and core attention, positions by index, a head for trained tokens."""
 
 import torch
-import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
@@ -13,28 +11,15 @@ from torch import Tensor
 from megatron_spell.bridge.rules import padded_vocab
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.layout.mesh import Mesh
-from megatron_spell.policy.attention import PrefixCoreAttention
+from megatron_spell.policy.layers import RMSNorm, layer_spec
 from megatron_spell.policy.log_probs import TokenScores, score_tokens, share_of
+from megatron_spell.policy.megatron_config import transformer_config
 from megatron_spell.policy.microbatches import BinTensors
-from megatron_spell.policy.rope import attention_scale, inverse_frequencies
+from megatron_spell.policy.rope import inverse_frequencies
 from megatron_spell.policy.setup import PolicyError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HEAD_CHUNK_BYTES = 256 * 2**20  # of float32 logits held at once by a rank
-
-
-class RMSNorm(torch.nn.Module):
-    """Root-mean-square norm that may stand under sequence parallelism, which Megatron's torch fallback refuses."""
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: object) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        # Tells Megatron to sum this gradient over the tensor-parallel ranks, each of which sees its own tokens.
-        self.weight.sequence_parallel = config.sequence_parallel
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class IndexedRotary(torch.nn.Module):
@@ -69,7 +54,7 @@ class PolicyModel(GPTModel):
         num_layers = len(mesh.stage_layers(shape.num_layers, parallel_state.get_pipeline_model_parallel_rank()))
         super().__init__(
             config,
-            TransformerBlockSubmodules([_layer_spec(shape.qk_norm)] * num_layers, layer_norm=RMSNorm),
+            TransformerBlockSubmodules([layer_spec(shape.qk_norm)] * num_layers, layer_norm=RMSNorm),
             padded_vocab(shape.vocab_size, mesh.tp),
             shape.max_positions,
             pre_process=parallel_state.is_pipeline_first_stage(),
@@ -173,83 +158,3 @@ def check_divides(shape: ModelShape, mesh: Mesh) -> None:
             raise PolicyError(
                 f"policy.mesh.{axis} = {getattr(mesh, axis)} does not divide the model's {size} {what}; lower it"
             )
-
-
-def transformer_config(
-    shape: ModelShape, mesh: Mesh, dtype: torch.dtype, *, sequence_parallel: bool = False
-) -> TransformerConfig:
-    """Megatron's settings for a dense model of `shape`; fused CUDA kernels are off."""
-    return TransformerConfig(
-        num_layers=shape.num_layers,
-        hidden_size=shape.hidden_size,
-        num_attention_heads=shape.num_heads,
-        num_query_groups=shape.num_kv_heads,
-        kv_channels=shape.head_dim,
-        ffn_hidden_size=shape.ffn_size,
-        normalization="RMSNorm",
-        layernorm_epsilon=shape.norm_eps,
-        gated_linear_unit=True,
-        activation_func=F.silu,
-        add_bias_linear=False,
-        add_qkv_bias=shape.qkv_bias,
-        qk_layernorm=shape.qk_norm,
-        softmax_scale=attention_scale(shape),
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        bf16=dtype == torch.bfloat16,
-        tensor_model_parallel_size=mesh.tp,
-        sequence_parallel=sequence_parallel,
-        pipeline_model_parallel_size=mesh.pp,
-        context_parallel_size=mesh.cp,
-        init_method=leave_uninitialised,
-        output_layer_init_method=leave_uninitialised,
-        embedding_init_method=leave_uninitialised,
-        cuda_graph_scope=[],  # Megatron's own default warns
-        **_schedule_settings(),
-        **_unfused(),
-    )
-
-
-def leave_uninitialised(weight: Tensor) -> Tensor:
-    """Weights come from a file, so nothing is drawn.
-
-    `perform_initialization=False` would draw nothing either, but also leave out the marks that tell tensor-parallel
-    pieces from copies: the gradient norm would then miss the pieces of every rank but the first.
-    """
-    return weight
-
-
-def _schedule_settings() -> dict[str, object]:
-    return {
-        # Gradients are sums: the weights of the tokens were settled over the whole batch.
-        "calculate_per_token_loss": True,
-        # Bins differ in length; Megatron asks for this dispatcher with it, even of a dense model.
-        "variable_seq_lengths": True,
-        "moe_token_dispatcher_type": "alltoall",
-        # gloo may still be sending a stage's output when it would be freed.
-        "deallocate_pipeline_outputs": False,
-    }
-
-
-def _unfused() -> dict[str, bool]:
-    return {
-        "bias_activation_fusion": False,
-        "bias_dropout_fusion": False,
-        "masked_softmax_fusion": False,
-        "apply_rope_fusion": False,
-        "gradient_accumulation_fusion": False,
-        "persist_layer_norm": False,
-    }
-
-
-def _layer_spec(qk_norm: bool):
-    spec = get_gpt_layer_local_spec(qk_layernorm=qk_norm, normalization="RMSNorm")
-    layer = spec.submodules
-    layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
-    attention = layer.self_attention.submodules
-    if qk_norm:
-        attention.q_layernorm = attention.k_layernorm = RMSNorm
-    attention.core_attention = PrefixCoreAttention
-    return spec

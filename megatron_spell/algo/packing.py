@@ -6,7 +6,7 @@ are families of one.) A family that does not fit a bin is split, and its prompt 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,6 +34,7 @@ def pack(
     num_dp: int,
     max_bin_tokens: int,
     pad_multiple: int = 1,
+    num_bins_multiple: int = 1,
     attention_tokens: int = DEFAULT_ATTENTION_TOKENS,
 ) -> PackedBatch:
     """Every response token of every row exactly once, in as few bins of at most `max_bin_tokens` as first-fit finds.
@@ -44,7 +45,8 @@ def pack(
     `pad_multiple` by zeros after the last response; the padding is one extra segment that attends only to itself
     (prompt span = own span), so that attention never meets a token without a segment, and position 0 throughout.
     Every rank gets the same number of bins, longest first; where they do not divide, *filler* bins make up the number:
-    one zero token that predicts itself with weight 0 and advantage 0, belonging to row -1 (`NO_ROW`).
+    one zero token that predicts itself with weight 0 and advantage 0, belonging to row -1 (`NO_ROW`). That number is
+    a multiple of `num_bins_multiple`.
 
     The cost that is balanced is tokens + attended pairs / `attention_tokens`.
 
@@ -54,7 +56,8 @@ def pack(
     _check(rows, weights, num_dp, max_bin_tokens, pad_multiple)
     capacity = max_bin_tokens - max_bin_tokens % pad_multiple
     parts = [part for family in _families(rows) for part in _split(rows, family, capacity, attention_tokens)]
-    bins_D_B = _share_out(_fill(parts, capacity, num_dp), num_dp)
+    bins = _fill(parts, capacity, num_dp * num_bins_multiple)
+    bins_D_B = _share_out(bins, num_dp, num_bins_multiple)
     return PackedBatch(
         bins_D_B=tuple(
             tuple(_lay_out(rows, weights, parts_of_bin, pad_multiple) for parts_of_bin in bins_B) for bins_B in bins_D_B
@@ -114,11 +117,11 @@ def _part(rows: Sequence[TrainRow], indices: tuple[int, ...], attention_tokens: 
     return _Part(indices, size, size + pairs / attention_tokens)
 
 
-def _fill(parts: list[_Part], capacity: int, num_dp: int) -> list[list[_Part]]:
+def _fill(parts: list[_Part], capacity: int, multiple: int) -> list[list[_Part]]:
     """First-fit-decreasing, then the same parts spread evenly over as many bins as the ranks run anyway."""
     by_size = sorted(parts, key=lambda part: -part.size)
     bins = _first_fit(by_size, capacity)
-    num_bins = -(-len(bins) // num_dp) * num_dp
+    num_bins = -(-len(bins) // multiple) * multiple
     return _spread(by_size, capacity, num_bins) or bins
 
 
@@ -151,9 +154,9 @@ def _spread(by_size: list[_Part], capacity: int, num_bins: int) -> list[list[_Pa
     return [parts for parts in bins if parts]
 
 
-def _share_out(bins: list[list[_Part]], num_dp: int) -> list[list[list[_Part]]]:
+def _share_out(bins: list[list[_Part]], num_dp: int, multiple: int) -> list[list[list[_Part]]]:
     """The same number of bins for every rank, the costliest first, each to the rank with the least to do so far."""
-    bins_per_rank = -(-len(bins) // num_dp)
+    bins_per_rank = -(-len(bins) // (num_dp * multiple)) * multiple
     bins_D_B: list[list[list[_Part]]] = [[] for _ in range(num_dp)]
     cost_D = [0.0] * num_dp
     for parts in sorted(bins, key=_cost_of, reverse=True):
@@ -251,3 +254,17 @@ class _Draft:
             role_A=roles.astype(np.int64),
             row_A=indices.astype(np.int64),
         )
+
+
+def lengthened(packed: Bin, num_tokens: int) -> Bin:
+    """The bin with zeros after its end, one more segment that attends only to itself."""
+    padding = num_tokens - packed.num_tokens
+    if not padding:
+        return packed
+    start, zeros = packed.num_tokens, np.zeros(padding, dtype=np.int64)
+    return replace(
+        packed,
+        token_ids_T=np.concatenate([packed.token_ids_T, zeros]),
+        position_ids_T=np.concatenate([packed.position_ids_T, zeros]),
+        segments_S_4=np.concatenate([packed.segments_S_4, [[start, num_tokens, start, num_tokens]]]),
+    )

@@ -5,8 +5,8 @@ Nothing here opens a store, a port or a heavy library; that is `train/preflight.
 
 from collections.abc import Iterator
 from functools import reduce
-from math import gcd
 
+from megatron_spell.config.layout_rules import layout_faults
 from megatron_spell.config.model_shape import ModelShape, UnknownModel
 from megatron_spell.config.schema import RunConfig
 
@@ -22,7 +22,7 @@ def violations(config: RunConfig, *, on_cpu: bool = True) -> list[str]:
         shape = ModelShape.load(config.model.path)
     except UnknownModel as error:
         return [*faults, _fault(config, "model.path", str(error), "give a Hugging Face folder of a known model")]
-    return [*faults, *_mesh_fits(config, shape), *_engine_fits(config, shape, on_cpu)]
+    return [*faults, *map(str, layout_faults(shape, config.policy)), *_engine_fits(config, shape, on_cpu)]
 
 
 def _fault(config: RunConfig, field: str, why: str, way_out: str) -> str:
@@ -65,11 +65,6 @@ def _lengths(config: RunConfig) -> Iterator[str]:
 
 
 def _not_yet(config: RunConfig) -> Iterator[str]:
-    for axis in ("ep", "etp", "vpp"):
-        if getattr(config.policy.mesh, axis) > 1:
-            yield _fault(
-                config, f"policy.mesh.{axis}", "this axis is not supported yet", "use 1, with tp, pp, cp or dp"
-            )
     if config.rollout.tensor_parallel > 1:
         yield _fault(config, "rollout.tensor_parallel", "only 1 is supported yet", "use 1 and more rollout.engines")
     if config.algo.max_staleness > 0:
@@ -86,25 +81,6 @@ def _files(config: RunConfig) -> Iterator[str]:
         yield _fault(
             config, "evaluation.questions", "there is no such file", "leave it out to train without evaluation"
         )
-
-
-def _mesh_fits(config: RunConfig, shape: ModelShape) -> Iterator[str]:
-    mesh = config.policy.mesh
-    cut_by_tp = {
-        "attention heads": shape.num_heads,
-        "key-value heads": shape.num_kv_heads,
-        "feed-forward columns": shape.ffn_size,
-    }
-    odd = [f"{size} {what}" for what, size in cut_by_tp.items() if size % mesh.tp]
-    if odd:
-        why = f"the model's {' and '.join(odd)} do not divide by it"
-        yield _fault(config, "policy.mesh.tp", why, f"use a divisor of {gcd(*cut_by_tp.values())}")
-    if config.policy.sequence_parallel and mesh.tp == 1:
-        why = "there is one tensor-parallel rank to split the tokens over"
-        yield _fault(config, "policy.sequence_parallel", why, "raise policy.mesh.tp or set it to false")
-    if shape.num_layers % mesh.pp:
-        why = f"the model's {shape.num_layers} layers do not divide by it"
-        yield _fault(config, "policy.mesh.pp", why, f"use a divisor of {shape.num_layers}")
 
 
 def _engine_fits(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[str]:

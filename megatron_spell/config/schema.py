@@ -110,12 +110,18 @@ class MeshSection(Section):
     pp: PositiveInt = 1  # pipeline parallel
     dp: PositiveInt = 1  # data parallel
     cp: PositiveInt = 1  # context parallel: splits every bin
-    ep: PositiveInt = 1  # expert parallel; only 1 yet
-    etp: PositiveInt = 1  # expert tensor parallel; only 1 yet
-    vpp: PositiveInt = 1  # virtual pipeline stages; only 1 yet
+    ep: PositiveInt = 1  # expert parallel: folds over tp x cp x dp and adds no ranks
+    etp: PositiveInt | None = None  # tensor parallel within an expert; None: as tp
+    vpp: PositiveInt = 1  # chunks of layers on a pipeline stage, interleaved
 
     def mesh(self) -> Mesh:
         return Mesh(**self.model_dump())
+
+
+class MoeSection(Section):
+    """How a mixture of experts is trained; means nothing for a dense model."""
+
+    dispatcher: Literal["alltoall", "allgather"] = "alltoall"  # how tokens travel to their experts
 
 
 class OptimizerSection(Section):
@@ -139,12 +145,18 @@ class PolicySection(Section):
     threads_per_rank: NonNegativeInt = 0  # torch threads on a CPU; 0: cores / ranks on this machine
     timeout_s: PositiveFloat = 1800.0  # longest wait of one rank for another
     optimizer: OptimizerSection = OptimizerSection()
+    moe: MoeSection = MoeSection()
 
     @property
     def bin_multiple(self) -> int:
         """Bins are padded to a multiple of this many tokens, so that every rank gets an equal share of each."""
         of_context = 2 * self.mesh.cp if self.mesh.cp > 1 else 1
         return of_context * (self.mesh.tp if self.sequence_parallel else 1)
+
+    @property
+    def num_bins_multiple(self) -> int:
+        """A rank's bins come in multiples of this number: interleaved pipeline stages take them in groups of pp."""
+        return self.mesh.pp if self.mesh.vpp > 1 else 1
 
 
 class RolloutSection(Section):

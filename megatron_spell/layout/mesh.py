@@ -15,8 +15,21 @@ class Coordinates:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertCoordinates:
+    """Where a rank stands among those that share the experts of a pipeline stage. `edp` counts replicas."""
+
+    etp: int
+    ep: int
+    edp: int
+
+
+@dataclass(frozen=True, slots=True)
 class Mesh:
-    """Sizes of the parallel axes. `ep` and `etp` fold over tp x cp x dp and do not add ranks; `vpp` splits pp stages.
+    """Sizes of the parallel axes.
+
+    `ep` and `etp` fold over the tp x cp x dp ranks of a pipeline stage and do not add ranks: experts are spread over
+    etp (fastest), then ep, and what is left are replicas. `etp` None means as tp, Megatron's own default. `vpp` splits
+    the layers of a pipeline stage into chunks: chunk v of stage p holds the (v * pp + p)-th stretch of the layers.
 
     Mirrors `megatron.core.parallel_state.RankGenerator` with order "tp-cp-ep-dp-pp" (megatron-core 0.16).
     """
@@ -26,12 +39,17 @@ class Mesh:
     dp: int = 1
     cp: int = 1
     ep: int = 1
-    etp: int = 1
+    etp: int | None = None
     vpp: int = 1
 
     @property
     def world_size(self) -> int:
         return self.tp * self.cp * self.dp * self.pp
+
+    @property
+    def expert_tp(self) -> int:
+        """Ranks that one expert is split over."""
+        return self.tp if self.etp is None else self.etp
 
     def coordinates(self, rank: int) -> Coordinates:
         if not 0 <= rank < self.world_size:
@@ -41,6 +59,12 @@ class Mesh:
         pp, dp = divmod(rest, self.dp)
         return Coordinates(tp=tp, cp=cp, dp=dp, pp=pp)
 
+    def expert_coordinates(self, rank: int) -> ExpertCoordinates:
+        within_stage = rank % (self.tp * self.cp * self.dp)
+        rest, etp = divmod(within_stage, self.expert_tp)
+        edp, ep = divmod(rest, self.ep)
+        return ExpertCoordinates(etp=etp, ep=ep, edp=edp)
+
     def rank(self, at: Coordinates) -> int:
         return at.tp + self.tp * (at.cp + self.cp * (at.dp + self.dp * at.pp))
 
@@ -48,21 +72,18 @@ class Mesh:
         for rank in range(self.world_size):
             yield rank, self.coordinates(rank)
 
-    def stage_layers(self, num_layers: int, pp: int) -> range:
-        """Global indices of the transformer layers that pipeline stage `pp` holds (even split)."""
-        if num_layers % self.pp:
-            raise ValueError(f"{num_layers} layers do not divide over {self.pp} pipeline stages")
-        per_stage = num_layers // self.pp
-        return range(pp * per_stage, (pp + 1) * per_stage)
+    def chunk_layers(self, num_layers: int, pp: int, chunk: int = 0) -> range:
+        """Global indices of the transformer layers in a chunk of pipeline stage `pp` (even split)."""
+        stretches = self.pp * self.vpp
+        if num_layers % stretches:
+            raise ValueError(f"{num_layers} layers do not divide over {self.pp} pipeline stages of {self.vpp} chunks")
+        size = num_layers // stretches
+        start = (chunk * self.pp + pp) * size
+        return range(start, start + size)
 
     def __str__(self) -> str:
-        sizes = {
-            "tp": self.tp,
-            "pp": self.pp,
-            "dp": self.dp,
-            "cp": self.cp,
-            "ep": self.ep,
-            "etp": self.etp,
-            "vpp": self.vpp,
-        }
-        return " ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1 or axis in ("tp", "pp", "dp"))
+        sizes = {"tp": self.tp, "pp": self.pp, "dp": self.dp}
+        sizes |= {axis: size for axis in ("cp", "ep", "vpp") if (size := getattr(self, axis)) > 1}
+        if self.etp is not None:
+            sizes["etp"] = self.etp
+        return " ".join(f"{axis}={size}" for axis, size in sizes.items())

@@ -6,6 +6,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from torch import Tensor
 
+from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.policy.attention import PrefixCoreAttention
 
 
@@ -23,13 +24,14 @@ class RMSNorm(torch.nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-def layer_spec(qk_norm: bool) -> ModuleSpec:
-    """One transformer layer."""
-    spec = get_gpt_layer_local_spec(qk_layernorm=qk_norm, normalization="RMSNorm")
+def layer_spec(shape: ModelShape) -> ModuleSpec:
+    """One transformer layer; experts, where there are any, are modules of their own (Megatron's `SequentialMLP`)."""
+    num_experts = shape.experts.count if shape.experts else None
+    spec = get_gpt_layer_local_spec(num_experts, qk_layernorm=shape.qk_norm, normalization="RMSNorm")
     layer = spec.submodules
     layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
     attention = layer.self_attention.submodules
-    if qk_norm:
+    if shape.qk_norm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
     attention.core_attention = PrefixCoreAttention
     return spec

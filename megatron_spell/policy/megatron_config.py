@@ -6,14 +6,15 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from megatron_spell.config.model_shape import ModelShape
-from megatron_spell.layout.mesh import Mesh
+from megatron_spell.config.schema import PolicySection
 from megatron_spell.policy.rope import attention_scale
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-def transformer_config(
-    shape: ModelShape, mesh: Mesh, dtype: torch.dtype, *, sequence_parallel: bool = False
-) -> TransformerConfig:
-    """Megatron's settings for a dense model of `shape`; fused CUDA kernels are off."""
+
+def transformer_config(shape: ModelShape, policy: PolicySection) -> TransformerConfig:
+    """Megatron's settings for a model of `shape`; fused CUDA kernels are off."""
+    mesh, dtype = policy.mesh.mesh(), DTYPES[policy.dtype]
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -35,14 +36,16 @@ def transformer_config(
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         tensor_model_parallel_size=mesh.tp,
-        sequence_parallel=sequence_parallel,
+        sequence_parallel=policy.sequence_parallel,
         pipeline_model_parallel_size=mesh.pp,
+        virtual_pipeline_model_parallel_size=mesh.vpp if mesh.vpp > 1 else None,
         context_parallel_size=mesh.cp,
         init_method=leave_uninitialised,
         output_layer_init_method=leave_uninitialised,
         embedding_init_method=leave_uninitialised,
         cuda_graph_scope=[],  # Megatron's own default warns
-        **_schedule_settings(),
+        **_schedule_settings(policy),
+        **_experts(shape, policy),
         **_unfused(),
     )
 
@@ -56,13 +59,31 @@ def leave_uninitialised(weight: Tensor) -> Tensor:
     return weight
 
 
-def _schedule_settings() -> dict[str, object]:
+def _experts(shape: ModelShape, policy: PolicySection) -> dict[str, object]:
+    if shape.experts is None:
+        return {}
+    return {
+        "num_moe_experts": shape.experts.count,
+        "moe_router_topk": shape.experts.per_token,
+        "moe_ffn_hidden_size": shape.experts.ffn_size,
+        # The softmax over the chosen experts' scores is the softmax over all, made to add up to one.
+        "moe_router_pre_softmax": not shape.experts.normalised,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "none",
+        "moe_aux_loss_coeff": 0.0,
+        "moe_grouped_gemm": False,
+        "expert_model_parallel_size": policy.mesh.ep,
+        "expert_tensor_parallel_size": policy.mesh.mesh().expert_tp,
+    }
+
+
+def _schedule_settings(policy: PolicySection) -> dict[str, object]:
     return {
         # Gradients are sums: the weights of the tokens were settled over the whole batch.
         "calculate_per_token_loss": True,
-        # Bins differ in length; Megatron asks for this dispatcher with it, even of a dense model.
-        "variable_seq_lengths": True,
-        "moe_token_dispatcher_type": "alltoall",
+        # Bins differ in length, which pipeline stages tell each other; Megatron offers that with this dispatcher only.
+        "variable_seq_lengths": policy.moe.dispatcher == "alltoall",
+        "moe_token_dispatcher_type": policy.moe.dispatcher,
         # gloo may still be sending a stage's output when it would be freed.
         "deallocate_pipeline_outputs": False,
     }

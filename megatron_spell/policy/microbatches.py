@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_spell.algo.packing import lengthened
 from megatron_spell.policy import platform
 from megatron_spell.policy.context import Share
 from megatron_spell.types.batches import Bin, PackedBatch
@@ -60,8 +61,11 @@ class BinTensors:
         return self.row_A >= 0
 
 
-def bins_of(batch: PackedBatch, dp_rank: int, share: Share) -> Iterator[BinTensors]:
-    return (BinTensors.of(packed, share) for packed in batch.bins_D_B[dp_rank])
+def bins_of(batch: PackedBatch, dp_rank: int, share: Share, *, equal_lengths: bool = False) -> Iterator[BinTensors]:
+    """The rank's bins in their order; with `equal_lengths` as long as the longest of all ranks' bins of that turn."""
+    for bins_D in zip(*batch.bins_D_B, strict=True):
+        longest = max(packed.num_tokens for packed in bins_D) if equal_lengths else bins_D[dp_rank].num_tokens
+        yield BinTensors.of(lengthened(bins_D[dp_rank], longest), share)
 
 
 def _numbers_within_rows(row_A: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """The policy as a Megatron GPTModel: own norms and core attention, positions by index, a head for trained tokens."""
 
+from collections.abc import Sequence
+
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
@@ -8,17 +10,18 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
 
+from megatron_spell.bridge.inventory import chunk_prefix
 from megatron_spell.bridge.rules import padded_vocab
 from megatron_spell.config.model_shape import ModelShape
+from megatron_spell.config.schema import PolicySection
 from megatron_spell.layout.mesh import Mesh
 from megatron_spell.policy.layers import RMSNorm, layer_spec
 from megatron_spell.policy.log_probs import TokenScores, score_tokens, share_of
 from megatron_spell.policy.megatron_config import transformer_config
 from megatron_spell.policy.microbatches import BinTensors
 from megatron_spell.policy.rope import inverse_frequencies
-from megatron_spell.policy.setup import PolicyError
+from megatron_spell.policy.setup import refuse_layout
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HEAD_CHUNK_BYTES = 256 * 2**20  # of float32 logits held at once by a rank
 
 
@@ -48,19 +51,26 @@ class IndexedRotary(torch.nn.Module):
 
 
 class PolicyModel(GPTModel):
-    """One pipeline stage. Returns hidden states [T, 1, D], on the last stage the TokenScores of the trained tokens."""
+    """One pipeline stage, or chunk `chunk` of an interleaved one.
 
-    def __init__(self, config: TransformerConfig, shape: ModelShape, mesh: Mesh, temperature: float) -> None:
-        num_layers = len(mesh.stage_layers(shape.num_layers, parallel_state.get_pipeline_model_parallel_rank()))
+    Returns hidden states [T, 1, D]; the last of the pipeline returns the TokenScores of the trained tokens.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, shape: ModelShape, mesh: Mesh, temperature: float, chunk: int = 0
+    ) -> None:
+        pp = parallel_state.get_pipeline_model_parallel_rank()
+        num_layers = len(mesh.chunk_layers(shape.num_layers, pp, chunk))
         super().__init__(
             config,
-            TransformerBlockSubmodules([layer_spec(shape.qk_norm)] * num_layers, layer_norm=RMSNorm),
+            TransformerBlockSubmodules([layer_spec(shape)] * num_layers, layer_norm=RMSNorm),
             padded_vocab(shape.vocab_size, mesh.tp),
             shape.max_positions,
-            pre_process=parallel_state.is_pipeline_first_stage(),
-            post_process=parallel_state.is_pipeline_last_stage(),
+            pre_process=(pp, chunk) == (0, 0),
+            post_process=(pp, chunk) == (mesh.pp - 1, mesh.vpp - 1),
             share_embeddings_and_output_weights=shape.tied_embeddings,
             position_embedding_type="rope",
+            vp_stage=chunk if mesh.vpp > 1 else None,
         )
         self.rotary_pos_emb = IndexedRotary(inverse_frequencies(shape))
         self.temperature = temperature
@@ -135,26 +145,20 @@ class PolicyModel(GPTModel):
                 parameter[first_padding:].zero_()
 
 
-def build_model(
-    shape: ModelShape, mesh: Mesh, dtype: str, temperature: float, *, sequence_parallel: bool = False
-) -> PolicyModel:
-    """This rank's stage, its weights uninitialised. Raises PolicyError when the model does not divide over the mesh."""
-    check_divides(shape, mesh)
-    if sequence_parallel and mesh.tp == 1:
-        raise PolicyError("policy.sequence_parallel needs policy.mesh.tp > 1; set it to false")
-    config = transformer_config(shape, mesh, DTYPES[dtype], sequence_parallel=sequence_parallel)
-    return PolicyModel(config, shape, mesh, temperature)
+def build_model(shape: ModelShape, policy: PolicySection, temperature: float) -> list[PolicyModel]:
+    """This rank's stage, its weights uninitialised: one model, or the chunks of an interleaved stage in their order.
+
+    Raises PolicyError when the model cannot be trained in the layout.
+    """
+    refuse_layout(shape, policy)
+    config = transformer_config(shape, policy)
+    return [PolicyModel(config, shape, policy.mesh.mesh(), temperature, chunk) for chunk in range(policy.mesh.vpp)]
 
 
-def check_divides(shape: ModelShape, mesh: Mesh) -> None:
-    """Raise PolicyError for the first size of the model that the mesh cannot split evenly."""
-    for size, what, axis in (
-        (shape.num_kv_heads, "key-value heads", "tp"),
-        (shape.num_heads, "attention heads", "tp"),
-        (shape.ffn_size, "feed-forward columns", "tp"),
-        (shape.num_layers, "layers", "pp"),
-    ):
-        if size % getattr(mesh, axis):
-            raise PolicyError(
-                f"policy.mesh.{axis} = {getattr(mesh, axis)} does not divide the model's {size} {what}; lower it"
-            )
+def local_parameters(chunks: Sequence[PolicyModel], mesh: Mesh) -> dict[str, torch.nn.Parameter]:
+    """All parameters of this rank by the names that the bridge's inventory gives them."""
+    return {
+        chunk_prefix(mesh, number) + name: parameter
+        for number, chunk in enumerate(chunks)
+        for name, parameter in chunk.named_parameters()
+    }

@@ -1,5 +1,7 @@
 """Megatron's gradient buffers, AdamW and learning-rate schedule around a model."""
 
+from collections.abc import Sequence
+
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -8,19 +10,21 @@ from megatron_spell.config.schema import OptimizerSection
 from megatron_spell.policy.model import PolicyModel
 
 
-def wrap_model(model: PolicyModel, *, distributed_optimizer: bool = False) -> DistributedDataParallel:
-    """The model with float32 gradient buffers that are summed over the data-parallel ranks.
+def wrap_model(chunks: Sequence[PolicyModel], *, distributed_optimizer: bool = False) -> list[DistributedDataParallel]:
+    """Each chunk with float32 gradient buffers that are summed over its data-parallel ranks.
 
+    Experts spread over ranks have buffers of their own, summed over the ranks that hold the same ones.
     For the distributed optimizer each rank gets the sum of its stretch of the buffers only.
     """
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=distributed_optimizer
     )
-    return DistributedDataParallel(model.config, settings, model)
+    return [DistributedDataParallel(chunk.config, settings, chunk) for chunk in chunks]
 
 
-def build_optimizer(model: DistributedDataParallel, section: OptimizerSection) -> MegatronOptimizer:
+def build_optimizer(chunks: list[DistributedDataParallel], section: OptimizerSection) -> MegatronOptimizer:
     """AdamW without weight decay on one-dimensional parameters (norms and biases)."""
+    model = chunks[0]
     config = OptimizerConfig(
         optimizer="adam",
         lr=section.lr,
@@ -34,7 +38,7 @@ def build_optimizer(model: DistributedDataParallel, section: OptimizerSection) -
         params_dtype=model.config.params_dtype,
         use_distributed_optimizer=model.ddp_config.use_distributed_optimizer,
     )
-    return get_megatron_optimizer(config, [model], use_gloo_process_groups=False)
+    return get_megatron_optimizer(config, chunks, use_gloo_process_groups=False)
 
 
 def build_schedule(optimizer: MegatronOptimizer, section: OptimizerSection) -> OptimizerParamScheduler:

@@ -16,6 +16,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
+Parameters = Mapping[str, torch.nn.Parameter]  # of this rank, by local name
 WEIGHT, FIRST_MOMENT, SECOND_MOMENT = "weight", "exp_avg", "exp_avg_sq"
 
 
@@ -37,46 +38,46 @@ class Piece:
         return self.stop - self.start == self.parameter.numel()
 
 
-def whole_state(optimizer: MegatronOptimizer, model: torch.nn.Module, key: str) -> dict[str, Tensor]:
+def whole_state(optimizer: MegatronOptimizer, parameters: Parameters, key: str) -> dict[str, Tensor]:
     """One kind of state (WEIGHT or a moment) by local name; every data-parallel rank calls it.
 
     Where each rank holds parameters whole these are the optimizer's own tensors, else copies gathered from all ranks.
     """
-    whole = blank_state(optimizer, model, key)
+    whole = blank_state(optimizer, parameters, key)
     if _is_distributed(optimizer):
-        for piece in _pieces(optimizer, model):
+        for piece in _pieces(optimizer, parameters):
             flat = whole[piece.name].view(-1)
             if piece.state:
                 flat[piece.start : piece.stop] = piece.state[key].flatten()
-            _sum(flat)
+            _sum(flat, _replicas_of(piece.parameter))
     return whole
 
 
-def blank_state(optimizer: MegatronOptimizer, model: torch.nn.Module, key: str) -> dict[str, Tensor]:
+def blank_state(optimizer: MegatronOptimizer, parameters: Parameters, key: str) -> dict[str, Tensor]:
     """Tensors to read a state into before `place_state`: the optimizer's own, zeros where it is distributed."""
     if _is_distributed(optimizer):
-        return {name: torch.zeros_like(p, dtype=torch.float32) for name, p in model.named_parameters()}
-    return {piece.name: piece.state[key] for piece in _pieces(optimizer, model)}
+        return {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+    return {piece.name: piece.state[key] for piece in _pieces(optimizer, parameters)}
 
 
-def place_state(optimizer: MegatronOptimizer, model: torch.nn.Module, key: str, whole: Mapping[str, Tensor]) -> None:
+def place_state(optimizer: MegatronOptimizer, parameters: Parameters, key: str, whole: Mapping[str, Tensor]) -> None:
     """Give the optimizer its part of `whole` (by local name)."""
-    for piece in _pieces(optimizer, model):
+    for piece in _pieces(optimizer, parameters):
         if piece.state:
             own = piece.state[key]
             own.copy_(whole[piece.name].flatten()[piece.start : piece.stop].view(own.shape))
 
 
-def set_steps(optimizer: MegatronOptimizer, model: torch.nn.Module, num_updates: int) -> None:
+def set_steps(optimizer: MegatronOptimizer, parameters: Parameters, num_updates: int) -> None:
     """Let AdamW's bias correction go on from `num_updates`."""
-    for piece in _pieces(optimizer, model):
+    for piece in _pieces(optimizer, parameters):
         if piece.state:
             piece.state["step"].fill_(num_updates)
 
 
-def _pieces(optimizer: MegatronOptimizer, model: torch.nn.Module) -> Iterator[Piece]:
+def _pieces(optimizer: MegatronOptimizer, parameters: Parameters) -> Iterator[Piece]:
     piece_of = _own_range if _is_distributed(optimizer) else _whole_piece
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         yield piece_of(optimizer, name, parameter)
 
 
@@ -118,6 +119,16 @@ def _is_distributed(optimizer: MegatronOptimizer) -> bool:
     return any(isinstance(member, DistributedOptimizer) for member in _members(optimizer))
 
 
-def _sum(flat: Tensor) -> None:
+def _replicas_of(parameter: Tensor) -> dist.ProcessGroup:
+    """The ranks over which the distributed optimizer splits a parameter's state: those that hold the parameter.
+
+    Megatron marks experts that are spread over expert-parallel ranks by `allreduce = False`.
+    """
+    if getattr(parameter, "allreduce", True):
+        return parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return parallel_state.get_expert_data_parallel_group()
+
+
+def _sum(flat: Tensor, group: dist.ProcessGroup) -> None:
     """Every element is held by one rank, and is zero on the others."""
-    dist.all_reduce(flat, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    dist.all_reduce(flat, group=group)

@@ -7,6 +7,7 @@ Each adaptation stands in a function with its reason; all are needed with megatr
 first release that takes the device from the model's parameters.
 """
 
+import contextlib
 import functools
 import logging
 import sys
@@ -33,6 +34,21 @@ class View:
         return getattr(self._base, name)
 
 
+class NoStream:
+    """Stands for a CUDA stream, and for the events recorded on it, where work is done at once; all are the same one."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NoStream)
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __getattr__(self, name: str) -> Callable:
+        if name not in ("wait_stream", "record_event", "synchronize"):
+            raise AttributeError(name)
+        return lambda *_: self
+
+
 def device() -> torch.device:
     """Where the parameters live."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else CPU
@@ -53,6 +69,7 @@ def install() -> None:
     _unite_rng_states()
     _keep_tensors_in_place()
     _answer_type_checks()
+    _route_on_cpu()
 
 
 @functools.cache
@@ -61,7 +78,8 @@ def torch_on_cpu() -> View:
 
     Token counters, grad-norm scalars and loss scales are made with the literal `device="cuda"`, buffers with
     `device=torch.cuda.current_device()`; point-to-point messages end with `torch.cuda.synchronize()`. The device's
-    generator, whose states the RNG tracker swaps, is the CPU's.
+    generator, whose states the RNG tracker swaps, is the CPU's. The token dispatcher moves its counts on a stream of
+    its own.
     """
     random_states = {
         "get_rng_state": lambda *_, **__: torch.get_rng_state(),
@@ -72,6 +90,9 @@ def torch_on_cpu() -> View:
         torch.cuda,
         current_device=lambda: CPU,
         synchronize=lambda *_: None,
+        Stream=NoStream,
+        current_stream=NoStream,
+        stream=lambda _: contextlib.nullcontext(),
         random=View(torch.cuda.random, **random_states),
         **random_states,
     )
@@ -116,3 +137,51 @@ def _answer_type_checks() -> None:
         return plain_type(self).replace("torch.", "torch.cuda.", 1)
 
     torch.Tensor.type = cuda_type
+
+
+@functools.cache
+def _route_on_cpu() -> None:
+    """What routers and token dispatchers of megatron-core 0.16 take for granted of a GPU.
+
+    Without Transformer Engine `te_general_gemm` is never defined, and every router asks whether it is None. Split sizes
+    become plain numbers only on the way from the GPU. gloo gathers and scatters even pieces only.
+    """
+    import megatron.core.tensor_parallel.mappings as mappings
+    import megatron.core.transformer.moe.moe_utils as moe_utils
+    import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
+
+    moe_utils.te_general_gemm = getattr(moe_utils, "te_general_gemm", None)
+    token_dispatcher.maybe_move_tensor_to_cpu = _as_plain_sizes
+    mappings._gather_along_first_dim = _gathering_uneven(mappings._gather_along_first_dim)
+    mappings._reduce_scatter_along_first_dim = _scattering_uneven(mappings._reduce_scatter_along_first_dim)
+
+
+def _as_plain_sizes(tensor: object, as_numpy: bool = False, record_stream: bool = False) -> object:
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+
+def _gathering_uneven(gather: Callable) -> Callable:
+    @functools.wraps(gather)
+    def gather_any(own, group, output_split_sizes=None, use_global_buffer=False):
+        if output_split_sizes is None or group.size() == 1:
+            return gather(own, group, None, use_global_buffer)
+        sizes = [int(size) for size in output_split_sizes]
+        padded = own.new_zeros(max(sizes), *own.shape[1:])
+        padded[: own.shape[0]] = own
+        pieces = [torch.empty_like(padded) for _ in sizes]
+        torch.distributed.all_gather(pieces, padded, group=group)
+        return torch.cat([piece[:size] for piece, size in zip(pieces, sizes)])
+
+    return gather_any
+
+
+def _scattering_uneven(scatter: Callable) -> Callable:
+    @functools.wraps(scatter)
+    def scatter_any(everyone, group, input_split_sizes=None, use_global_buffer=False):
+        if input_split_sizes is None or group.size() == 1:
+            return scatter(everyone, group, None, use_global_buffer)
+        total = everyone.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total, group=group)
+        return total.split([int(size) for size in input_split_sizes])[group.rank()].clone()
+
+    return scatter_any

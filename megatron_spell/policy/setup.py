@@ -7,6 +7,9 @@ from megatron_spell.policy import platform  # isort: skip  (quiets Megatron's im
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from megatron_spell.config.layout_rules import layout_faults
+from megatron_spell.config.model_shape import ModelShape
+from megatron_spell.config.schema import PolicySection
 from megatron_spell.layout.mesh import Mesh
 
 
@@ -20,7 +23,6 @@ def initialise(mesh: Mesh, timeout_s: float) -> None:
     Reads the rendezvous (MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE) that torchrun sets; a mesh of one rank needs none.
     `timeout_s` bounds every later wait of one rank for another. Raises PolicyError.
     """
-    refuse_unknown_axes(mesh)
     if platform.backend() != "gloo":
         raise PolicyError("the policy's attention has CPU kernels only; hide the GPUs with CUDA_VISIBLE_DEVICES=''")
     platform.install()
@@ -35,7 +37,10 @@ def initialise(mesh: Mesh, timeout_s: float) -> None:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=mesh.tp,
         pipeline_model_parallel_size=mesh.pp,
+        virtual_pipeline_model_parallel_size=mesh.vpp if mesh.vpp > 1 else None,
         context_parallel_size=mesh.cp,
+        expert_model_parallel_size=mesh.ep,
+        expert_tensor_parallel_size=mesh.expert_tp,
         distributed_timeout_minutes=timeout / timedelta(minutes=1),
         create_gloo_process_groups=False,
     )
@@ -48,11 +53,10 @@ def shut_down() -> None:
         dist.destroy_process_group()
 
 
-def refuse_unknown_axes(mesh: Mesh) -> None:
-    """Raise PolicyError for the first axis of the mesh that the policy does not have yet."""
-    for axis in ("ep", "etp", "vpp"):
-        if getattr(mesh, axis) != 1:
-            raise PolicyError(f"policy.mesh.{axis} = {getattr(mesh, axis)} is not supported yet; set it to 1")
+def refuse_layout(shape: ModelShape, policy: PolicySection) -> None:
+    """Raise PolicyError for the first reason why the model cannot be trained in this layout."""
+    for fault in layout_faults(shape, policy):
+        raise PolicyError(str(fault))
 
 
 def _join(mesh: Mesh, timeout: timedelta) -> None:

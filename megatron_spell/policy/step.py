@@ -1,6 +1,6 @@
 """One pass over a batch's bins with Megatron's own schedules, and what it measured."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,6 +19,8 @@ from megatron_spell.policy.log_probs import TokenScores
 from megatron_spell.policy.microbatches import BinTensors, bins_of
 from megatron_spell.types.batches import ROLE_INDEX, PackedBatch
 from megatron_spell.types.play import Role
+
+Chunks = Sequence[DistributedDataParallel]  # the model, or the chunks of an interleaved pipeline stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +113,18 @@ class Tally:
         )
 
 
-def accumulate_gradients(model: DistributedDataParallel, batch: PackedBatch, algo: AlgoSection) -> Measured:
+def accumulate_gradients(chunks: Chunks, batch: PackedBatch, algo: AlgoSection) -> Measured:
     """Forward and backward over the batch; the gradients, summed over bins and data-parallel ranks, are the model's."""
     tally = Tally()
-    model.config.finalize_model_grads_func = sum_gradients
-    model.zero_grad_buffer()
-    _run_schedule(model, batch, partial(_loss_of_bin, algo=algo, tally=tally), forward_only=False)
+    for chunk in chunks:
+        chunk.config.finalize_model_grads_func = sum_gradients
+        chunk.zero_grad_buffer()
+    _run_schedule(chunks, batch, partial(_loss_of_bin, algo=algo, tally=tally), forward_only=False)
     return tally.finish()
 
 
 @torch.no_grad()
-def token_log_probs(model: DistributedDataParallel, batch: PackedBatch) -> list[tuple[BinTensors, TokenScores]]:
+def token_log_probs(chunks: Chunks, batch: PackedBatch) -> list[tuple[BinTensors, TokenScores]]:
     """Score the batch without gradients; (bin, scores) of this rank's bins on the last stage, nothing elsewhere."""
     scored: list[tuple[BinTensors, TokenScores]] = []
 
@@ -129,7 +132,7 @@ def token_log_probs(model: DistributedDataParallel, batch: PackedBatch) -> list[
         scored.append((bin_tensors, scores))
         return scores.log_probs_A.sum(), torch.tensor(0, dtype=torch.int), None
 
-    _run_schedule(model, batch, keep, forward_only=True)
+    _run_schedule(chunks, batch, keep, forward_only=True)
     return scored
 
 
@@ -138,19 +141,21 @@ def sum_gradients(model: list, num_tokens: Tensor | None = None, **groups: objec
     finalize_model_grads(model, None, **groups)
 
 
-def _run_schedule(
-    model: DistributedDataParallel, batch: PackedBatch, loss_of_bin: Callable, forward_only: bool
-) -> None:
-    def forward_step(bins: Iterator[BinTensors], stage: DistributedDataParallel) -> tuple[object, Callable]:
+def _run_schedule(chunks: Chunks, batch: PackedBatch, loss_of_bin: Callable, forward_only: bool) -> None:
+    def forward_step(bins: Iterator[BinTensors], chunk: DistributedDataParallel) -> tuple[object, Callable]:
         bin_tensors = next(bins)
-        return stage(bin_tensors), partial(loss_of_bin, bin_tensors=bin_tensors)
+        return chunk(bin_tensors), partial(loss_of_bin, bin_tensors=bin_tensors)
 
     dp_rank = parallel_state.get_data_parallel_rank()
     share = Share(parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size())
+    # All-gathering tokens over ranks for their experts takes as many of each.
+    equal_lengths = chunks[0].config.moe_token_dispatcher_type == "allgather"
+    of_chunks = [bins_of(batch, dp_rank, share, equal_lengths=equal_lengths) for _ in chunks]
+    interleaved = len(chunks) > 1
     get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=bins_of(batch, dp_rank, share),
-        model=model,
+        data_iterator=of_chunks if interleaved else of_chunks[0],
+        model=list(chunks) if interleaved else chunks[0],
         num_microbatches=len(batch.bins_D_B[dp_rank]),
         seq_length=1,  # unused: stages exchange the length of every bin
         micro_batch_size=1,

@@ -18,7 +18,8 @@ from megatron_spell.bridge.inventory import checkpoint_shapes, trainer_inventory
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import AlgoSection, PolicySection, TrustSection
 from megatron_spell.policy import checkpoint, step
-from megatron_spell.policy.model import build_model
+from megatron_spell.policy.megatron_config import DTYPES
+from megatron_spell.policy.model import build_model, local_parameters
 from megatron_spell.policy.optimizer import build_optimizer, build_schedule, learning_rate, wrap_model
 from megatron_spell.policy.optimizer_state import (
     FIRST_MOMENT,
@@ -29,7 +30,7 @@ from megatron_spell.policy.optimizer_state import (
     set_steps,
     whole_state,
 )
-from megatron_spell.policy.setup import PolicyError, refuse_unknown_axes
+from megatron_spell.policy.setup import PolicyError
 from megatron_spell.policy.step import Measured, StepReport
 from megatron_spell.types.batches import PackedBatch
 
@@ -64,12 +65,10 @@ class MegatronPolicy:
         self.policy, self.algo, self.trust = policy, algo, trust
         _refuse_staleness(algo)
         platform.install()  # Megatron's modules are all imported by now
-        refuse_unknown_axes(self.mesh)
         model_parallel_cuda_manual_seed(seed)
-        self.model = build_model(
-            shape, self.mesh, policy.dtype, temperature, sequence_parallel=policy.sequence_parallel
-        )
-        self.ddp = wrap_model(self.model, distributed_optimizer=policy.distributed_optimizer)
+        self.chunks = build_model(shape, policy, temperature)
+        self.parameters = local_parameters(self.chunks, self.mesh)
+        self.ddp = wrap_model(self.chunks, distributed_optimizer=policy.distributed_optimizer)
         self.optimizer = build_optimizer(self.ddp, policy.optimizer)
         self.schedule = build_schedule(self.optimizer, policy.optimizer)
         self._companions: Path | None = None  # the folder whose config and tokenizer go along with the weights
@@ -85,7 +84,7 @@ class MegatronPolicy:
 
     def local_tensors(self) -> dict[str, Tensor]:
         """This rank's parameters by local name; the live tensors, not copies."""
-        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
 
     def load_hf(self, folder: Path) -> None:
         """Read this rank's boxes of the weights in a Hugging Face folder. Optimizer state is not touched."""
@@ -141,7 +140,7 @@ class MegatronPolicy:
 
         All ranks call it. Raises CheckpointError on all of them when the folder cannot be written.
         """
-        self._write(folder, self.local_tensors(), self.model.config.params_dtype, self._companions)
+        self._write(folder, self.local_tensors(), DTYPES[self.policy.dtype], self._companions)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint (see checkpoint.py) into `folder`, which is whole once this returned on all ranks.
@@ -150,22 +149,22 @@ class MegatronPolicy:
         """
         self.export_hf(folder / checkpoint.WEIGHTS)
         for name, key in STATE_OF_FOLDER.items():
-            if key is not WEIGHT or self.model.config.params_dtype != torch.float32:
-                self._write(folder / name, whole_state(self.optimizer, self.model, key), torch.float32)
+            if key is not WEIGHT or DTYPES[self.policy.dtype] != torch.float32:
+                self._write(folder / name, whole_state(self.optimizer, self.parameters, key), torch.float32)
         checkpoint.write_state(folder, self.num_updates, self.mesh)
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint of the same model, saved under any layout and dtype. Raises CheckpointError."""
         record = checkpoint.read_state(folder)
         for name, key in STATE_OF_FOLDER.items():
-            whole = blank_state(self.optimizer, self.model, key)
+            whole = blank_state(self.optimizer, self.parameters, key)
             source = folder / name
             self._read(source if key is not WEIGHT or source.is_dir() else folder / checkpoint.WEIGHTS, whole)
-            place_state(self.optimizer, self.model, key, whole)
+            place_state(self.optimizer, self.parameters, key, whole)
             if key is WEIGHT:
                 for local, tensor in self.local_tensors().items():
                     tensor.copy_(whole[local])
-        set_steps(self.optimizer, self.model, record["num_updates"])
+        set_steps(self.optimizer, self.parameters, record["num_updates"])
         self.schedule.num_steps = record["num_updates"]
         self.schedule.step(0)
         checkpoint.restore_random_states(record, self.mesh)

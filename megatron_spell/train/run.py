@@ -110,6 +110,7 @@ class Run:
             num_dp=policy.mesh.dp,
             max_bin_tokens=policy.max_bin_tokens,
             pad_multiple=policy.bin_multiple,
+            num_bins_multiple=policy.num_bins_multiple,
         )
         return Batch(rows, packed)
 

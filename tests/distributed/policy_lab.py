@@ -10,7 +10,14 @@ from safetensors.torch import load_file
 from megatron_spell.algo.losses import row_weights
 from megatron_spell.algo.packing import pack
 from megatron_spell.config.model_shape import ModelShape
-from megatron_spell.config.schema import AlgoSection, MeshSection, OptimizerSection, PolicySection, TrustSection
+from megatron_spell.config.schema import (
+    AlgoSection,
+    MeshSection,
+    MoeSection,
+    OptimizerSection,
+    PolicySection,
+    TrustSection,
+)
 from megatron_spell.types.batches import PackedBatch, TrainRow
 from megatron_spell.types.play import Role, TaskName
 
@@ -54,6 +61,15 @@ KINDS = {
             "beta_fast": 3.0,
             "original_max_position_embeddings": 24,
         },
+    },
+    "moe": {
+        "model_type": "qwen3_moe",
+        "head_dim": 32,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "norm_topk_prob": True,
     },
 }
 
@@ -110,14 +126,15 @@ def make_rows(seed: int) -> list[TrainRow]:
     return rows
 
 
-def make_batch(rows: list[TrainRow], dp: int = 1, max_bin_tokens: int = 40, multiple: int = 1) -> PackedBatch:
-    weights = row_weights(rows, "per_role")
-    return pack(rows, weights, num_dp=dp, max_bin_tokens=max_bin_tokens, pad_multiple=multiple)
+def make_batch(rows: list[TrainRow], dp: int = 1, max_bin_tokens: int = 40, **layout: int) -> PackedBatch:
+    return pack(rows, row_weights(rows, "per_role"), num_dp=dp, max_bin_tokens=max_bin_tokens, **layout)
 
 
 def batch_for(policy, rows: list[TrainRow]) -> PackedBatch:
     """The rows in bins as this policy's layout wants them."""
-    return make_batch(rows, policy.mesh.dp, multiple=policy.policy.bin_multiple)
+    section = policy.policy
+    layout = {"pad_multiple": section.bin_multiple, "num_bins_multiple": section.num_bins_multiple}
+    return make_batch(rows, policy.mesh.dp, **layout)
 
 
 def with_engine_log_probs(rows: list[TrainRow], log_probs: list[np.ndarray]) -> list[TrainRow]:
@@ -129,6 +146,8 @@ def make_policy(folder: Path, mesh: MeshSection | None = None, dtype: str = "flo
     from megatron_spell.policy.worker import MegatronPolicy
 
     layout = {name: settings.pop(name) for name in LAYOUT_SWITCHES if name in settings}
+    if "dispatcher" in settings:
+        layout["moe"] = MoeSection(dispatcher=settings.pop("dispatcher"))
     optimizer = settings.pop("optimizer", OPTIMIZER)
     section = PolicySection(mesh=mesh or MeshSection(), dtype=dtype, optimizer=optimizer, **layout)
     defaults = {"temperature": TEMPERATURE, "algo": AlgoSection(), "trust": ANY_DIFF, "seed": 1}
@@ -172,7 +191,27 @@ class Reference:
         return float(norm)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        return {name: p.detach() for name, p in self.model.named_parameters()}
+        """The weights by their names in a folder."""
+        return as_in_a_folder({name: p.detach() for name, p in self.model.named_parameters()})
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        return as_in_a_folder({name: p.grad.clone() for name, p in self.model.named_parameters()})
+
+
+def as_in_a_folder(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """transformers holds the experts of a layer in two tensors, folders hold a tensor for each projection of each."""
+    named = {}
+    for name, tensor in tensors.items():
+        base, _, last = name.rpartition(".")
+        if last == "gate_up_proj":
+            for expert, both in enumerate(tensor):
+                gate, up = both.chunk(2)
+                named |= {f"{base}.{expert}.gate_proj.weight": gate, f"{base}.{expert}.up_proj.weight": up}
+        elif last == "down_proj":
+            named |= {f"{base}.{expert}.down_proj.weight": each for expert, each in enumerate(tensor)}
+        else:
+            named[name] = tensor
+    return named
 
 
 def difference(folder: Path, tensors: dict[str, torch.Tensor]) -> float:

@@ -1,5 +1,6 @@
 """The bridge's table against the parameters of real Megatron models."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ RANK = Path(__file__).with_name("bridge_megatron_rank.py")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("tp", "pp", "dp"), [(1, 1, 1), (2, 2, 1)])
-def test_the_table_names_every_parameter_with_its_shape(tp, pp, dp):
-    run_ranks(RANK, tp * pp * dp, str(tp), str(pp), str(dp), timeout_s=120)
+@pytest.mark.parametrize(
+    "axes", [{}, {"tp": 2, "pp": 2}, {"tp": 2, "pp": 2, "vpp": 2, "ep": 2, "etp": 1}], ids=lambda axes: str(axes)
+)
+def test_the_table_names_every_parameter_with_its_shape(axes):
+    run_ranks(RANK, axes.get("tp", 1) * axes.get("pp", 1), json.dumps(axes), timeout_s=120)

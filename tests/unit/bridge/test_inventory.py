@@ -1,4 +1,5 @@
 from dataclasses import replace
+from math import lcm
 
 import numpy as np
 import pytest
@@ -16,23 +17,32 @@ from megatron_spell.bridge.inventory import (
 from megatron_spell.layout.mesh import Coordinates, Mesh
 from tests.unit.bridge.made_weights import laid_out, made_shape, made_weights
 
+FAMILIES = ["llama", "qwen2", "qwen3", "qwen3_moe"]
+
 
 @st.composite
 def models_on_meshes(draw):
     tp, pp = draw(st.sampled_from([1, 2, 3, 4])), draw(st.sampled_from([1, 2]))
+    vpp = draw(st.sampled_from([1, 2, 3])) if pp > 1 else 1
     groups = tp * draw(st.integers(1, 2))
     shape = made_shape(
         heads=groups * draw(st.integers(1, 3)),
         groups=groups,
-        layers=pp * draw(st.integers(1, 2)),
+        layers=pp * vpp * draw(st.integers(1, 2)),
         vocab=draw(st.integers(2, 19)),
         tied=draw(st.booleans()),
         hidden=draw(st.sampled_from([3, 8])),
         ffn=tp * draw(st.integers(1, 3)),
         head_dim=2,
-        family=draw(st.sampled_from(["llama", "qwen2", "qwen3"])),
+        family=draw(st.sampled_from(FAMILIES)),
     )
-    return shape, Mesh(tp=tp, pp=pp, dp=draw(st.integers(1, 2)))
+    if shape.experts is None:
+        return shape, Mesh(tp=tp, pp=pp, vpp=vpp, dp=draw(st.integers(1, 2)))
+    ep, etp = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([None, 1, 2]))
+    folded = ep * (tp if etp is None else etp)
+    dp = lcm(folded, tp) // tp * draw(st.integers(1, 2))
+    experts = replace(shape.experts, ffn_size=(tp if etp is None else etp) * draw(st.integers(1, 3)))
+    return replace(shape, experts=experts), Mesh(tp=tp, pp=pp, vpp=vpp, dp=dp, ep=ep, etp=etp)
 
 
 @settings(max_examples=60, deadline=None)
@@ -81,16 +91,16 @@ def test_the_folder_of_a_tied_model_has_no_output_layer():
     assert sum(int(np.prod(s)) for s in untied.values()) == replace(shape, tied_embeddings=False).num_parameters
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_folder_has_as_many_elements_as_the_model_has_parameters(family):
     shape = made_shape(family=family)
     assert sum(int(np.prod(s)) for s in checkpoint_shapes(shape).values()) == shape.num_parameters
 
 
 def test_what_the_bridge_cannot_describe_is_refused():
-    with pytest.raises(BridgeError, match="vpp = 2"):
-        trainer_inventory(made_shape(), Mesh(pp=2, vpp=2), 0)
-    with pytest.raises(BridgeError, match="family = 'gpt2': the bridge knows llama, qwen2, qwen3"):
+    with pytest.raises(BridgeError, match="4 experts do not divide over ep = 3"):
+        trainer_inventory(made_shape(family="qwen3_moe"), Mesh(dp=3, ep=3), 0)
+    with pytest.raises(BridgeError, match="family = 'gpt2': the bridge knows llama, qwen2, qwen3, qwen3_moe"):
         checkpoint_shapes(replace(made_shape(), family="gpt2"))
     with pytest.raises(ValueError, match="outside a mesh"):
         trainer_inventory(made_shape(), Mesh(), 1)

@@ -48,7 +48,7 @@ def test_a_bfloat16_checkpoint_gives_a_float32_policy_its_main_weights(alone, mo
     half = trained(model, "bfloat16")
     half.save(tmp_path / "checkpoint")
     full = resumed(model, tmp_path / "checkpoint")
-    for name, parameter in half.model.named_parameters():
+    for name, parameter in half.parameters.items():
         assert torch.equal(full.local_tensors()[name], parameter.main_param.detach())
         assert not torch.equal(parameter.main_param, parameter.float())
 

@@ -114,9 +114,9 @@ def test_yarn_is_followed_far_beyond_the_original_length(alone, folders, monkeyp
 def test_only_matrices_decay(alone, folders, tmp_path):
     policy = loaded(folders["qwen2"])
     decays = {id(p): g["wd_mult"] > 0 for g in policy.optimizer.param_groups for p in g["params"]}
-    names = {name: decays[id(parameter)] for name, parameter in policy.model.named_parameters()}
+    names = {name: decays[id(parameter)] for name, parameter in policy.parameters.items()}
     assert any(name.endswith("linear_qkv.bias") for name in names)
-    assert names == {name: p.dim() > 1 for name, p in policy.model.named_parameters()}
+    assert names == {name: p.dim() > 1 for name, p in policy.parameters.items()}
 
 
 def test_biases_that_decay_would_be_seen(alone, folders, tmp_path):

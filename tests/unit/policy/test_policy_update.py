@@ -42,7 +42,7 @@ def test_gradients_of_shared_bins_equal_those_of_separate_rows(alone, models, ti
     policy, reference, rows = loaded(models[tied]), Reference(models[tied]), make_rows(0)
     step.accumulate_gradients(policy.ddp, make_batch(rows, max_bin_tokens=max_bin_tokens), AlgoSection())
     reference.backward(rows)
-    gradients = {name: parameter.main_grad for name, parameter in policy.model.named_parameters()}
+    gradients = {name: parameter.main_grad for name, parameter in policy.parameters.items()}
     wanted = {name: parameter.grad for name, parameter in reference.model.named_parameters()}
     for segment in policy.inventory():
         found = gradients[segment.local_name][segment.local_box.index]

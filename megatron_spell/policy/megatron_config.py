@@ -84,6 +84,10 @@ def _schedule_settings(policy: PolicySection) -> dict[str, object]:
         # Bins differ in length, which pipeline stages tell each other; Megatron offers that with this dispatcher only.
         "variable_seq_lengths": policy.moe.dispatcher == "alltoall",
         "moe_token_dispatcher_type": policy.moe.dispatcher,
+        # Two interleaved stages are each other's neighbours on both sides: in one batch of sends and receives an
+        # activation would be taken for a gradient (megatron-core 0.16, `_batched_p2p_ops`).
+        "overlap_p2p_comm": policy.mesh.vpp > 1,
+        "batch_p2p_comm": policy.mesh.vpp == 1,
         # gloo may still be sending a stage's output when it would be freed.
         "deallocate_pipeline_outputs": False,
     }

@@ -178,6 +178,9 @@ class Reference:
         scores = torch.log_softmax(self.logits(row) / temperature, -1)
         return scores.gather(-1, torch.from_numpy(row.response_ids_A)[:, None])[:, 0]
 
+    def all_log_probs(self, rows: list[TrainRow]) -> list[np.ndarray]:
+        return [self.log_probs(row).detach().numpy() for row in rows]
+
     def backward(self, rows: list[TrainRow]) -> None:
         self.optimizer.zero_grad()
         for row, weight in zip(rows, row_weights(rows, "per_role")):

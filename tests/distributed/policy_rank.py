@@ -10,11 +10,12 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_spell.config.schema import MeshSection, TrustSection
-from megatron_spell.policy import attention, optimizer_state, setup, step, worker
+from megatron_spell.policy import attention, optimizer, optimizer_state, setup, step, worker
 from megatron_spell.policy.context import Share
 from megatron_spell.policy.microbatches import BinTensors
 from megatron_spell.policy.model import PolicyModel
@@ -27,11 +28,20 @@ from tests.distributed.policy_lab import (
     with_engine_log_probs,
 )
 
+
+def wrap_experts_as_dense(chunks, **settings):
+    """Megatron's mark of experts that are spread over ranks, taken off."""
+    for parameter in (parameter for chunk in chunks for parameter in chunk.parameters()):
+        parameter.allreduce = True
+    return optimizer.wrap_model(chunks, **settings)
+
+
 # What is planted to see that the comparisons would catch it.
 FAULTS = {
     "no all-reduce": lambda: patch.object(step, "finalize_model_grads", lambda *_, **__: None),
     "rank order": lambda: patch.object(attention, "in_bin_order", lambda gathered, _: gathered),
-    "no gather": lambda: patch.object(optimizer_state, "_sum", lambda _: None),
+    "experts as dense": lambda: patch.object(worker, "wrap_model", wrap_experts_as_dense),
+    "no gather": lambda: patch.object(optimizer_state, "_sum", lambda *_: None),
 }
 
 
@@ -61,11 +71,26 @@ def logits_of_first_row(policy, rows: list, out: Path) -> None:
         np.save(out / "logits.npy", logits[:, :VOCAB])
 
 
+def write_gradients(policy, rows: list, out: Path) -> None:
+    """Write the gradients of the loss on the rows to OUT/gradients, under the names of the weights."""
+    step.accumulate_gradients(policy.ddp, batch_for(policy, rows), policy.algo)
+    gradients = {}
+    for piece in optimizer_state._pieces(policy.optimizer, policy.parameters):
+        whole = torch.zeros(piece.parameter.numel())
+        whole[piece.start : piece.stop] = piece.parameter.main_grad.flatten()[piece.start : piece.stop]
+        if policy.policy.distributed_optimizer:  # each rank's buffer is reduced in its own stretch only
+            optimizer_state._sum(whole, optimizer_state._replicas_of(piece.parameter))
+        gradients[piece.name] = whole.view_as(piece.parameter)
+    policy._write(out / "gradients", gradients, torch.float32)
+    policy.optimizer.zero_grad()
+
+
 def train(policy, case: dict) -> dict:
-    """An export, logits and log-probs of the first batch, an update on the rows of each seed, another export."""
+    """An export, logits, log-probs and gradients of the first batch, an update on each seed's rows, another export."""
     policy.export_hf(Path(case["out"], "imported"))
     logits_of_first_row(policy, make_rows(case["seeds"][0]), Path(case["out"]))
     log_probs = policy.log_probs(batch_for(policy, make_rows(case["seeds"][0])))
+    write_gradients(policy, make_rows(case["seeds"][0]), Path(case["out"]))
     reports = []
     for seed in case["seeds"]:
         reports.append(policy.update(batch_for(policy, make_rows(seed))))
@@ -76,6 +101,7 @@ def train(policy, case: dict) -> dict:
         "log_probs": [found.tolist() for found in log_probs],
         "grad_norms": [report.grad_norm for report in reports],
         "losses": [report.loss for report in reports],
+        "log_prob_means": [report.log_prob_mean for report in reports],
         "entropies": [report.entropy_mean for report in reports],
         "reports_agree": agree(reports),
     }
@@ -111,7 +137,7 @@ def run_case(case: dict) -> None:
     mesh = MeshSection(**case["mesh"])
     setup.initialise(mesh.mesh(), timeout_s=60)
     trust = {"trust": TrustSection()} if case["do"] == "distrust" else {}
-    switches = {name: case[name] for name in LAYOUT_SWITCHES if name in case}
+    switches = {name: case[name] for name in (*LAYOUT_SWITCHES, "dispatcher") if name in case}
     policy = make_policy(Path(case["model"]), mesh, case.get("dtype", "float32"), **switches, **trust)
     if "load" in case:
         policy.load(Path(case["load"]))

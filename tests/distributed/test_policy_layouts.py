@@ -1,65 +1,22 @@
 """The policy in every layout against Hugging Face and plain AdamW, rows run one by one; real gloo processes."""
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from tests.distributed.policy_lab import KINDS, Reference, difference, make_rows, write_tiny, write_tiny_qwen3
-from tests.distributed.processes import run_ranks
+from tests.distributed.layout_lab import (
+    SEEDS,
+    Lab,
+    assert_trained_like_plain_torch,
+    assert_went_on_like_plain_torch,
+    plain_torch,
+)
+from tests.distributed.policy_lab import write_tiny, write_tiny_qwen3
 
 pytestmark = pytest.mark.slow
 
-RANK = Path(__file__).with_name("policy_rank.py")
-SEEDS = [0, 1, 2, 3]
-TP, PP, DP, CP = {"tp": 2}, {"pp": 2}, {"dp": 2}, {"cp": 2}
+TP, PP, DP, CP, VPP = {"tp": 2}, {"pp": 2}, {"dp": 2}, {"cp": 2}, {"vpp": 2}
 SP, SPLIT_ADAM = {"sequence_parallel": True}, {"distributed_optimizer": True}
-OTHERS = [kind for kind in KINDS if kind != "qwen3"]  # "tied" and "untied" are Qwen3
-
-
-@dataclass(frozen=True)
-class Lab:
-    """The models, with what plain torch makes of them, and a folder for each case."""
-
-    folder: Path
-    truth: dict[str, dict]
-
-    def case(self, name: str, mesh: dict, do: str = "train", seeds: list[int] = SEEDS, **more) -> dict:
-        out = self.folder / name
-        out.mkdir()
-        if "load" in more:
-            more["load"] = str(self.folder / more["load"] / "checkpoint")
-        model = str(self.folder / name.split("-")[0])
-        return {"do": do, "model": model, "out": str(out), "mesh": mesh, "seeds": seeds, **more}
-
-    def run(self, cases: list[dict]) -> None:
-        listing = self.folder / f"{len(cases)} cases.json"
-        listing.write_text(json.dumps(cases))
-        run_ranks(RANK, int(np.prod(list(cases[0]["mesh"].values()))), str(listing), timeout_s=300)
-
-    def seen(self, name: str) -> dict:
-        return json.loads((self.folder / name / "seen.json").read_text())
-
-    def tensors_of(self, name: str) -> dict[str, torch.Tensor]:
-        return self.truth[name.split("-")[0]]["tensors"]
-
-    def distance(self, name: str) -> float:
-        """From the weights that the case ended with to plain torch's."""
-        return difference(self.folder / name / "weights", self.tensors_of(name))
-
-    def came_back_unchanged(self, name: str) -> bool:
-        """Whether the export before any update equals the folder that was loaded, bit for bit."""
-        before, after = (
-            load_file(self.folder / folder / "model.safetensors") for folder in (name.split("-")[0], f"{name}/imported")
-        )
-        return before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
-
-    def weights(self, name: str) -> bytes:
-        return (self.folder / name / "model.safetensors").read_bytes()
+OTHERS = ["qwen2", "llama", "yarn"]  # "tied" and "untied" are Qwen3; test_policy_experts.py has the experts
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +25,6 @@ def lab(tmp_path_factory) -> Lab:
     models = {name: write_tiny_qwen3(folder / name, name == "tied") for name in ("tied", "untied")}
     models |= {name: write_tiny(folder / name, name) for name in OTHERS}
     return Lab(folder, {name: plain_torch(model) for name, model in models.items()})
-
-
-def plain_torch(model: Path) -> dict:
-    """Log-probs before, gradient norms during and weights after an update on each seed's rows."""
-    reference = Reference(model)
-    with torch.no_grad():
-        log_probs = [reference.log_probs(row).numpy() for row in make_rows(SEEDS[0])]
-        logits = reference.logits(make_rows(SEEDS[0])[0]).numpy()
-    return {
-        "logits": logits,
-        "log_probs": log_probs,
-        "grad_norms": [reference.update(make_rows(seed)) for seed in SEEDS],
-        "tensors": reference.tensors(),
-    }
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +60,9 @@ def two(lab) -> Lab:
             ),
             *(lab.case(f"{name}-tp", TP) for name in OTHERS),
             lab.case("qwen2-pp", PP),
+            lab.case("untied-pp vpp", PP | VPP),
+            lab.case("tied-pp vpp", PP | VPP, save_after=2),
+            lab.case("tied-pp vpp then tp", TP, load="tied-pp vpp", **later),
             lab.case("untied-tp then pp", PP, load="untied-tp", **later),
             lab.case("tied-pp then tp", TP, load="tied-pp", **later),
             lab.case("tied-pp then dp", DP, load="tied-pp", **later),
@@ -155,17 +101,6 @@ def four(lab) -> Lab:
     return lab
 
 
-def assert_trained_like_plain_torch(lab: Lab, name: str) -> None:
-    seen, truth = lab.seen(name), lab.truth[name.split("-")[0]]
-    assert seen["reports_agree"]
-    np.testing.assert_allclose(np.load(lab.folder / name / "logits.npy"), truth["logits"], atol=1e-4, rtol=0)
-    for found, expected in zip(seen["log_probs"], truth["log_probs"], strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
-    np.testing.assert_allclose(seen["grad_norms"], truth["grad_norms"], rtol=1e-5)
-    assert lab.came_back_unchanged(name)
-    assert lab.distance(name) < 1e-6
-
-
 def test_one_process_trains_like_plain_torch(lab):
     names = [f"{model}-one" for model in ("tied", "untied", *OTHERS)]
     lab.run([lab.case(name, {"tp": 1}) for name in names])
@@ -187,6 +122,8 @@ def test_one_process_trains_like_plain_torch(lab):
         "tied-dp split adam",
         "tied-cp split adam",
         "qwen2-pp",
+        "untied-pp vpp",
+        "tied-pp vpp",
         *(f"{kind}-tp" for kind in OTHERS),
     ],
 )
@@ -229,18 +166,17 @@ def test_keys_in_the_order_of_the_ranks_would_be_seen(two):
         "tied-tp sp then dp split adam",
         "tied-dp split adam then dp",
         "tied-dp split adam then tp sp",
+        "tied-pp vpp then tp",
         "tied-cp split adam then pp",
         "tied-pp then cp split adam",
     ],
 )
 def test_training_goes_on_in_another_layout(name, two):
-    """Saved after two updates; the two after loading equal an unbroken run's."""
-    np.testing.assert_allclose(two.seen(name)["grad_norms"], two.truth[name.split("-")[0]]["grad_norms"][2:], rtol=1e-5)
-    assert two.distance(name) < 1e-6
+    assert_went_on_like_plain_torch(two, name)
 
 
 def test_training_on_four_ranks_goes_on_in_another_layout(four):
-    test_training_goes_on_in_another_layout("tied-tp sp cp then dp split adam", four)
+    assert_went_on_like_plain_torch(four, "tied-tp sp cp then dp split adam")
 
 
 def test_moments_that_are_not_gathered_would_be_seen(two):

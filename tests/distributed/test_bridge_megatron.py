@@ -16,3 +16,8 @@ RANK = Path(__file__).with_name("bridge_megatron_rank.py")
 )
 def test_the_table_names_every_parameter_with_its_shape(axes):
     run_ranks(RANK, axes.get("tp", 1) * axes.get("pp", 1), json.dumps(axes), timeout_s=120)
+
+
+@pytest.mark.slow
+def test_any_rank_of_qwen3_30b_is_built_without_memory():
+    run_ranks(RANK.with_name("blueprint_rank.py"), 1, timeout_s=240)

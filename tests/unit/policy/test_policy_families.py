@@ -1,5 +1,7 @@
 """Models of every family in the policy against Hugging Face, and planted faults that the comparison catches."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +77,46 @@ def test_a_query_swapped_with_a_key_would_be_seen(alone, folders, kind, what, tm
 
     copy = spoilt(folders[kind], tmp_path / "spoilt", spoil)
     assert off_by(loaded(folders[kind], copy), folders[kind]) > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "moe"])
+def test_a_swapped_head_would_be_seen(alone, folders, kind, tmp_path):
+    """The first and the last query head, which attend to different keys; the output projection stays."""
+
+    def spoil(tensors):
+        q = tensors["model.layers.1.self_attn.q_proj.weight"]
+        size = len(q) // 4
+        q[:size], q[-size:] = q[-size:].clone(), q[:size].clone()
+
+    copy = spoilt(folders[kind], tmp_path / "spoilt", spoil)
+    assert off_by(loaded(folders[kind], copy), folders[kind]) > 1e-3
+
+
+@pytest.mark.parametrize("pair", [("0.gate", "1.gate"), ("2.down", "5.down"), ("3.gate", "3.up")])
+def test_swapped_projections_of_experts_would_be_seen(alone, folders, pair, tmp_path):
+    def spoil(tensors):
+        one, other = (tensors[f"model.layers.0.mlp.experts.{name}_proj.weight"] for name in pair)
+        one[:], other[:] = other.clone(), one.clone()
+
+    copy = spoilt(folders["moe"], tmp_path / "spoilt", spoil)
+    assert off_by(loaded(folders["moe"], copy), folders["moe"]) > 1e-3
+
+
+def test_weights_of_experts_that_do_not_add_up_to_one_would_be_seen(alone, folders, monkeypatch):
+    shape = ModelShape.load(folders["moe"])
+    wrong = replace(shape, experts=replace(shape.experts, normalised=False))
+    monkeypatch.setattr(ModelShape, "load", lambda _: wrong)
+    policy = loaded(folders["moe"])
+    monkeypatch.undo()
+    assert off_by(policy, folders["moe"]) > 1e-2
+
+
+def test_experts_whose_weights_do_not_add_up_to_one_are_followed(alone, folders, tmp_path):
+    """A model made that way: its own weights, and config.json says so."""
+    copy = Path(shutil.copytree(folders["moe"], tmp_path / "plain"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"norm_topk_prob": False}))
+    assert off_by(loaded(copy), copy) < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -107,11 +107,16 @@ def _memory(config: RunConfig) -> list[str]:
 
 def memory_needed_gib(config: RunConfig) -> float:
     """A low estimate of what trainers, engines and Ray take together on one machine."""
-    num_parameters = ModelShape.load(config.model.path).num_parameters
-    mesh = config.policy.mesh.mesh()
-    replicas = mesh.dp * mesh.cp
-    copies_of_moments = 1 if config.policy.distributed_optimizer else replicas
-    policy_bytes = num_parameters * (replicas * BYTES_PER_PARAMETER + copies_of_moments * MOMENT_BYTES_PER_PARAMETER)
+    shape, mesh = ModelShape.load(config.model.path), config.policy.mesh.mesh()
+    policy_bytes = 0
+    replicas_of_experts = mesh.tp * mesh.cp * mesh.dp // (mesh.ep * mesh.expert_tp)
+    for num_parameters, replicas in (
+        (shape.num_dense_parameters, mesh.dp * mesh.cp),
+        (shape.num_expert_parameters, replicas_of_experts),
+    ):
+        copies_of_moments = 1 if config.policy.distributed_optimizer else replicas
+        policy_bytes += num_parameters * replicas * BYTES_PER_PARAMETER
+        policy_bytes += num_parameters * copies_of_moments * MOMENT_BYTES_PER_PARAMETER
     trainers = mesh.world_size * TRAINER_GIB + policy_bytes / 2**30
-    engine = ENGINE_GIB + config.rollout.kv_cache_gib + num_parameters * ENGINE_BYTES_PER_PARAMETER / 2**30
+    engine = ENGINE_GIB + config.rollout.kv_cache_gib + shape.num_parameters * ENGINE_BYTES_PER_PARAMETER / 2**30
     return trainers + config.rollout.engines * engine + RAY_GIB

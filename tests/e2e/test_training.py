@@ -160,11 +160,12 @@ def test_stale_weights_in_the_engine_stop_the_run(store, tmp_path):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("mesh", ["pp", "dp"])
+@pytest.mark.parametrize("mesh", [{"pp": 2}, {"dp": 2}, {"pp": 2, "vpp": 2}, {"cp": 2}], ids=str)
 def test_other_layouts_play_the_same_first_step(uninterrupted, store, tmp_path, mesh):
-    settings = overrides(store, tmp_path / mesh, steps=1, **{"policy.mesh.tp": 1, f"policy.mesh.{mesh}": 2})
-    cli(train_command(settings), expect=0)
-    (one,), other = metrics(tmp_path / mesh), metrics(uninterrupted)[0]
-    assert [words(r) for r in rounds(tmp_path / mesh, 1)] == [words(r) for r in rounds(uninterrupted, 1)]
+    folder = tmp_path / "run"
+    layout = {f"policy.mesh.{axis}": size for axis, size in ({"tp": 1} | mesh).items()}
+    cli(train_command(overrides(store, folder, steps=1, **layout)), expect=0)
+    (one,), other = metrics(folder), metrics(uninterrupted)[0]
+    assert [words(r) for r in rounds(folder, 1)] == [words(r) for r in rounds(uninterrupted, 1)]
     assert one["policy/loss"] == pytest.approx(other["policy/loss"], abs=1e-5)
     assert math.isclose(one["policy/grad_norm"], other["policy/grad_norm"], rel_tol=1e-4)

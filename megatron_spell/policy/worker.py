@@ -102,9 +102,9 @@ class MegatronPolicy:
         """
         _check_bins(batch, self.policy.bin_multiple)
         measured = step.accumulate_gradients(self.ddp, batch, self.algo)
-        self._check_trust(measured)
         grad_norm, is_finite = self._grad_norm()
         if is_finite:
+            self._check_trust(measured)
             self.schedule.step(1)
             self.optimizer.step()
         self.optimizer.zero_grad()
@@ -157,7 +157,7 @@ class MegatronPolicy:
         for name, key in STATE_OF_FOLDER.items():
             if key is not WEIGHT or DTYPES[self.policy.dtype] != torch.float32:
                 self._write(folder / name, whole_state(self.optimizer, self.parameters, key), torch.float32)
-        checkpoint.write_state(folder, self.num_updates, self.mesh)
+        checkpoint.write_state(folder, self.num_updates, self.mesh, (self.skipped, self.skipped_in_a_row))
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint of the same model, saved under any layout and dtype. Raises CheckpointError."""
@@ -172,6 +172,7 @@ class MegatronPolicy:
                     tensor.copy_(whole[local])
         set_steps(self.optimizer, self.parameters, record["num_updates"])
         self.schedule.num_steps = record["num_updates"]
+        self.skipped, self.skipped_in_a_row = record.get("skipped_updates", (0, 0))
         self.schedule.step(0)
         checkpoint.restore_random_states(record, self.mesh)
         self._companions = folder / checkpoint.WEIGHTS
@@ -196,10 +197,11 @@ class MegatronPolicy:
             limit = getattr(self.trust, field)
             if not figure <= limit:
                 self.optimizer.zero_grad()
-                masked = f", {figure:.1%} of the tokens are masked" if field == "max_masked_share" else ""
+                masked = f" ({figure:.1%} of the tokens masked)" if field == "max_masked_share" else ""
                 raise TrustError(
-                    f"engine and policy log-probs differ by {largest:.4g} at most and {mean:.4g} on average{masked},"
-                    f" beyond trust.{field} = {limit:g}; the engine probably holds stale weights (check the last refresh)"
+                    f"engine and policy log-probs differ by {largest:.4g} at most and {mean:.4g} on average, beyond "
+                    f"trust.{field} = {limit:g}{masked}; the engine probably holds"
+                    " stale weights (check the last refresh)"
                 )
 
     def _grad_norm(self) -> tuple[float, bool]:

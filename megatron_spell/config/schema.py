@@ -79,15 +79,15 @@ class RewardSection(Section):
 class ImportanceSection(Section):
     """Used with algo.max_staleness > 0 or `always`. A ratio is the policy's probability of a token by the engine's."""
 
-    always: bool = False  # also at max_staleness 0, for what engine and policy compute differently
+    always: bool = False  # weigh also at max_staleness 0, where this section is not used otherwise
     form: Literal["token", "sequence_mean", "sequence_product"] = (
         "token"  # what weighs a token: its own ratio, its row's geometric mean, or its row's product
     )
     cap: PositiveFloat = 2.0  # largest importance weight
     mask_token_low: BelowOne = 1e-4  # a token with a smaller ratio is not trained on; 0: no limit
-    mask_token_high: AboveOne | None = 1e4  # likewise with a larger one; none: no limit
+    mask_token_high: AboveOne | None = 1e4  # likewise with a larger one; null: no limit
     mask_row_low: BelowOne = 0.2  # a row whose ratios have a smaller geometric mean is not trained on; 0: no limit
-    mask_row_high: AboveOne | None = 5.0  # likewise with a larger one; none: no limit
+    mask_row_high: AboveOne | None = 5.0  # likewise with a larger one; null: no limit
 
 
 class AlgoSection(Section):
@@ -97,7 +97,7 @@ class AlgoSection(Section):
     failed_question_ratio: Annotated[float, Field(ge=0, allow_inf_nan=False)] = (
         1.0  # failed questions trained on for each usable one
     )
-    clip_low: PositiveFloat | None = 0.2  # of the importance ratio below 1; none: no clip; on-policy the ratio is 1
+    clip_low: PositiveFloat | None = 0.2  # of the importance ratio below 1; null: no clip; on-policy the ratio is 1
     clip_high: PositiveFloat | None = 0.2  # likewise above 1
     max_staleness: NonNegativeInt = 0  # steps that the weights which wrote a row may lie behind; a run takes only 0 yet
     importance: ImportanceSection = ImportanceSection()

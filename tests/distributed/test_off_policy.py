@@ -1,4 +1,4 @@
-"""Stale rows cut over context-parallel ranks, and gradients that are not finite on one rank only; gloo processes."""
+"""Stale rows on two ranks, and gradients that are not finite on one rank only; gloo processes."""
 
 import json
 import math
@@ -14,6 +14,7 @@ from tests.distributed.stale_rows import FORMS, make_stale_rows, plain_figures, 
 pytestmark = pytest.mark.slow
 
 RANK = Path(__file__).with_name("off_policy_rank.py")
+STALE = {**{form: ("cp", form) for form in FORMS}, **{f"{axis} stale": (axis, FORMS[1]) for axis in ("tp", "pp", "dp")}}
 MESHES = {"dp": {"dp": 2}, "split adam": {"dp": 2}, "pp": {"pp": 2}}
 
 
@@ -36,8 +37,8 @@ def seen(tmp_path_factory) -> Seen:
     folder = tmp_path_factory.mktemp("off_policy")
     model = write_tiny_qwen3(folder / "model", tied=False)
     rows = make_stale_rows(Reference(model), 0)
-    stale = {"do": "stale", "mesh": {"cp": 2}, "engine_log_probs": [row.engine_log_probs_A.tolist() for row in rows]}
-    cases = {form: stale | {"form": form} for form in FORMS}
+    stale = {"do": "stale", "engine_log_probs": [row.engine_log_probs_A.tolist() for row in rows]}
+    cases = {name: stale | {"mesh": {axis: 2}, "form": form} for name, (axis, form) in STALE.items()}
     cases["alone"] = cases["sequence_mean"] | {"fault": "no sum over ranks"}
     for name, mesh in MESHES.items():
         cases[name] = {"do": "broken", "mesh": mesh, "distributed_optimizer": name == "split adam"}
@@ -50,17 +51,17 @@ def seen(tmp_path_factory) -> Seen:
     return Seen(folder, model, rows)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_rows_cut_over_two_ranks_count_as_they_do_whole(seen, form):
+@pytest.mark.parametrize("name", STALE)
+def test_rows_count_on_two_ranks_as_they_do_on_one(seen, name):
     """Loss, gradient norm, weights after an AdamW step and every figure are Hugging Face's on separate rows."""
-    reference, algo = Reference(seen.model), stale_algo(form)
+    reference, algo = Reference(seen.model), stale_algo(STALE[name][1])
     figures = plain_figures(plain_rows(reference, seen.rows), algo)
     loss, norm = plain_update(reference, seen.rows, algo)
-    found = seen.of(form)
+    found = seen.of(name)
     assert found["loss"] == pytest.approx(loss, rel=1e-4)
     assert found["metrics"]["policy/grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert {name: found["metrics"][name] for name in figures} == pytest.approx(figures, rel=1e-4)
-    assert difference(seen.weights(form), reference.tensors()) < 1e-6
+    assert difference(seen.weights(name), reference.tensors()) < 1e-6
 
 
 def test_a_dropped_sum_over_ranks_would_be_seen(seen):

@@ -5,6 +5,7 @@ Torch is met through the tensors that are passed in; importing this module does 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from megatron_spell.algo.errors import AlgoError
+from megatron_spell.algo.importance import Importance
 from megatron_spell.types.batches import TrainRow
 from megatron_spell.types.play import Role
 
@@ -51,29 +53,37 @@ def _per_role_weights(rows: Sequence[TrainRow], lengths_R: np.ndarray) -> np.nda
     return np.array([1.0 / (groups_of_role[row.role] * tokens_of_group[row.group]) for row in rows])
 
 
-def policy_loss(
+def token_losses(
     log_probs_A: torch.Tensor,
-    old_log_probs_A: torch.Tensor | None,
     advantages_A: torch.Tensor,
     weights_A: torch.Tensor,
-    clip_low: float,
-    clip_high: float,
-    importance_cap: float,
+    importance: Importance | None,
+    clip_low: float | None,
+    clip_high: float | None,
 ) -> torch.Tensor:
-    """-sum over tokens of w * min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A); a scalar.
+    """-w * min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A) of each token [A]; the loss is their sum.
 
-    All inputs are [A] (the trained tokens of one micro-batch) in nats; the result has the dtype of `log_probs_A`.
-    `old_log_probs_A` None means exactly on-policy: the ratio is one with the gradient of the log-prob, so the loss is
-    the paper's -sum w * A and clipping never acts. Otherwise they are the log-probs of the policy that wrote the
-    tokens, and the ratio is their truncated importance weight: no token counts more than `importance_cap` times. The
-    truncation holds back the size of the step only; a token whose advantage is negative keeps its direction there,
-    which a plain clamp would silence.
+    All inputs are [A] (the trained tokens of one micro-batch), log-probs in nats at the sampling temperature; the
+    result has the dtype of `log_probs_A`. `importance` None means exactly on-policy: the ratio is one with the gradient
+    of the log-prob, so the loss is the paper's -sum w * A and clipping never acts. Otherwise the ratio has the value of
+    the truncated importance weight and that same gradient: the clip (PPO, arXiv 1707.06347) silences tokens that have
+    moved far enough, while the truncation only holds back the size of the step, so that a token whose advantage is
+    negative keeps its direction there. Without a clip (None) this is the decoupled objective (arXiv 2110.00641, AReaL
+    2505.24298) for one update a batch, where the proximal policy is the present one.
+
+    A masked token's loss and gradient are zero. The weights were settled before: what is masked stays in their
+    denominators, so that no other token counts more for it.
     """
     advantages_A, weights_A = advantages_A.to(log_probs_A), weights_A.to(log_probs_A)
     one_A = (log_probs_A - log_probs_A.detach()).exp()
-    if old_log_probs_A is None:
-        return -(weights_A * advantages_A * one_A).sum()
-    importance_A = (log_probs_A.detach() - old_log_probs_A.to(log_probs_A)).exp().clamp(max=importance_cap)
-    ratio_A = importance_A * one_A
-    clipped_A = ratio_A.clamp(1.0 - clip_low, 1.0 + clip_high)
-    return -(weights_A * (ratio_A * advantages_A).minimum(clipped_A * advantages_A)).sum()
+    if importance is None:
+        return -(weights_A * advantages_A * one_A)
+    ratio_A = importance.weights_A.to(log_probs_A) * one_A
+    lower, upper = clip_bounds(clip_low, clip_high)
+    surrogate_A = (ratio_A * advantages_A).minimum(ratio_A.clamp(lower, upper) * advantages_A)
+    return -(weights_A * importance.kept_A * surrogate_A)
+
+
+def clip_bounds(clip_low: float | None, clip_high: float | None) -> tuple[float, float]:
+    """What ratios are clipped to; None on a side leaves it open."""
+    return 0.0 if clip_low is None else 1.0 - clip_low, math.inf if clip_high is None else 1.0 + clip_high

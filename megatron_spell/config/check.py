@@ -68,7 +68,7 @@ def _not_yet(config: RunConfig) -> Iterator[str]:
     if config.rollout.tensor_parallel > 1:
         yield _fault(config, "rollout.tensor_parallel", "only 1 is supported yet", "use 1 and more rollout.engines")
     if config.algo.max_staleness > 0:
-        yield _fault(config, "algo.max_staleness", "only on-policy training is supported yet", "use 0")
+        yield _fault(config, "algo.max_staleness", "only on-policy rounds are collected yet", "use 0")
 
 
 def _files(config: RunConfig) -> Iterator[str]:

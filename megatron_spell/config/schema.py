@@ -6,7 +6,8 @@ Fields are explained in docs/config.md. Rules that span sections live in `check.
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from megatron_spell.layout.mesh import Mesh
 from megatron_spell.types.play import Role, TaskName
@@ -14,6 +15,8 @@ from megatron_spell.types.play import Role, TaskName
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+AboveOne = Annotated[float, Field(gt=1, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -73,6 +76,20 @@ class RewardSection(Section):
     numeric_tolerance: Fraction = 0.0015  # relative, for math_qa
 
 
+class ImportanceSection(Section):
+    """Used with algo.max_staleness > 0 or `always`. A ratio is the policy's probability of a token by the engine's."""
+
+    always: bool = False  # weigh also at max_staleness 0, where this section is not used otherwise
+    form: Literal["token", "sequence_mean", "sequence_product"] = (
+        "token"  # what weighs a token: its own ratio, its row's geometric mean, or its row's product
+    )
+    cap: PositiveFloat = 2.0  # largest importance weight
+    mask_token_low: BelowOne = 1e-4  # a token with a smaller ratio is not trained on; 0: no limit
+    mask_token_high: AboveOne | None = 1e4  # likewise with a larger one; null: no limit
+    mask_row_low: BelowOne = 0.2  # a row whose ratios have a smaller geometric mean is not trained on; 0: no limit
+    mask_row_high: AboveOne | None = 5.0  # likewise with a larger one; null: no limit
+
+
 class AlgoSection(Section):
     loss: Literal["per_role", "token_mean"] = "per_role"  # how tokens are weighed, see docs/selfplay.md
     train_roles: tuple[Role, ...] = tuple(Role)  # roles whose outputs are trained on
@@ -80,11 +97,16 @@ class AlgoSection(Section):
     failed_question_ratio: Annotated[float, Field(ge=0, allow_inf_nan=False)] = (
         1.0  # failed questions trained on for each usable one
     )
-    clip_low: PositiveFloat = 0.2  # used only with max_staleness > 0: on-policy the ratio is 1
-    clip_high: PositiveFloat = 0.2  # likewise
-    importance_cap: PositiveFloat = 2.0  # truncated importance weights; used only with max_staleness > 0
-    max_staleness: NonNegativeInt = 0  # steps that the weights which wrote a row may lie behind; only 0 yet
+    clip_low: PositiveFloat | None = 0.2  # of the importance ratio below 1; null: no clip; on-policy the ratio is 1
+    clip_high: PositiveFloat | None = 0.2  # likewise above 1
+    max_staleness: NonNegativeInt = 0  # steps that the weights which wrote a row may lie behind; a run takes only 0 yet
+    importance: ImportanceSection = ImportanceSection()
     advantage_epsilon: PositiveFloat = 1e-6  # added to the standard deviation
+
+    @property
+    def weighs_importance(self) -> bool:
+        """Whether tokens are weighed by how far the policy is from the engine that wrote them."""
+        return self.max_staleness > 0 or self.importance.always
 
 
 class LengthSection(Section):
@@ -125,13 +147,37 @@ class MoeSection(Section):
 
 
 class OptimizerSection(Section):
-    lr: PositiveFloat = 2e-6  # constant after the warm-up
+    lr: PositiveFloat = 2e-6  # after the warm-up
+    warmup_steps: NonNegativeInt = 0  # updates of linear warm-up, from 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # of the rate after the warm-up
+    min_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0  # where linear and cosine end and stay
+    decay_steps: PositiveInt | None = None  # updates until min_lr, warm-up included; linear and cosine need it
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01  # never on norms and biases
     beta1: Fraction = 0.9  # of AdamW
     beta2: Fraction = 0.999  # of AdamW
     eps: PositiveFloat = 1e-8  # of AdamW
-    clip_grad: PositiveFloat = 1.0  # largest gradient norm
-    warmup_steps: NonNegativeInt = 0  # linear, from 0
+    clip_grad: Annotated[float, Field(ge=0, allow_inf_nan=False)] = (
+        1.0  # largest gradient norm; 0 switches clipping off
+    )
+    max_skipped_in_a_row: PositiveInt = 3  # updates skipped for a gradient that is not finite; at so many the run stops
+
+    @field_validator("min_lr")
+    @classmethod
+    def _below_lr(cls, min_lr: float, known: ValidationInfo) -> float:
+        if min_lr > (lr := known.data.get("lr", min_lr)):
+            raise PydanticCustomError("rates", "is above policy.optimizer.lr = {lr}; lower it", {"lr": lr})
+        return min_lr
+
+    @field_validator("decay_steps")
+    @classmethod
+    def _fits_schedule(cls, decay_steps: int | None, known: ValidationInfo) -> int | None:
+        schedule, warmup_steps = known.data.get("schedule"), known.data.get("warmup_steps", 0)
+        if schedule == "constant" and decay_steps is not None:
+            raise PydanticCustomError("schedule", "a constant rate does not decay; set schedule to linear or cosine")
+        if schedule in ("linear", "cosine") and (decay_steps is None or decay_steps <= warmup_steps):
+            why = "schedule = {schedule} needs more than warmup_steps = {warmup_steps} of them; give the run's steps"
+            raise PydanticCustomError("schedule", why, {"schedule": schedule, "warmup_steps": warmup_steps})
+        return decay_steps
 
 
 class PolicySection(Section):
@@ -185,8 +231,11 @@ class ClusterSection(Section):
 
 
 class TrustSection(Section):
-    max_log_prob_diff: PositiveFloat = 0.5  # engine against policy, per token; beyond it the run stops
+    max_log_prob_diff: PositiveFloat = (
+        0.5  # engine against policy, per token, at max_staleness 0; beyond it the run stops
+    )
     max_log_prob_diff_mean: PositiveFloat = 0.05  # the same, on average over the step's tokens
+    max_masked_share: Fraction = 0.5  # of the step's tokens, masked by algo.importance; beyond it the run stops
 
 
 class EvaluationSection(Section):

@@ -4,7 +4,7 @@
     main_weights/        the optimizer's float32 weights, where the policy's dtype is another
     adam_first_moment/   AdamW's state under the same tensor names
     adam_second_moment/
-    policy.json          steps taken and the random states of every rank
+    policy.json          steps taken and skipped (in all, in a row), and the random states of every rank
 
 Megatron's own distributed checkpoints are not used: with megatron-core 0.16.1 their optimizer state loads in no other
 layout. Whole tensors are assembled on rank 0, a few at a time, and streamed to the file.
@@ -65,12 +65,13 @@ def raise_together(fault: str | None) -> None:
         raise CheckpointError(told[0])
 
 
-def write_state(folder: Path, num_updates: int, mesh: Mesh) -> None:
+def write_state(folder: Path, num_updates: int, mesh: Mesh, skipped_updates: tuple[int, int]) -> None:
     """Write policy.json on rank 0; all ranks give their random states. Raises CheckpointError on all ranks."""
     states = gather_random_states()
     fault = None
     if dist.get_rank() == WRITER:
         record = {"format": FORMAT, "num_updates": num_updates, "mesh": str(mesh), "random_states": states}
+        record["skipped_updates"] = skipped_updates
         try:
             (folder / STATE_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         except OSError as error:

@@ -28,7 +28,7 @@ def build_optimizer(chunks: list[DistributedDataParallel], section: OptimizerSec
     config = OptimizerConfig(
         optimizer="adam",
         lr=section.lr,
-        min_lr=section.lr,
+        min_lr=section.min_lr,
         weight_decay=section.weight_decay,
         adam_beta1=section.beta1,
         adam_beta2=section.beta2,
@@ -42,18 +42,19 @@ def build_optimizer(chunks: list[DistributedDataParallel], section: OptimizerSec
 
 
 def build_schedule(optimizer: MegatronOptimizer, section: OptimizerSection) -> OptimizerParamScheduler:
-    """Linear warm-up to a constant rate. Stepped before each optimizer step, so that update 1 has a rate above zero.
+    """Linear warm-up, then a constant rate or its decay to `min_lr`.
 
-    It is also what applies the weight-decay multipliers of the parameter groups; without it norms would decay.
+    Stepped before each optimizer step, so that update 1 of a warm-up has a rate above zero and update `decay_steps` has
+    `min_lr`. It also applies the weight-decay multipliers of the parameter groups; without it norms would decay.
     """
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=section.lr,
-        min_lr=section.lr,
+        min_lr=section.min_lr,
         lr_warmup_steps=section.warmup_steps,
-        lr_decay_steps=section.warmup_steps + 1,
-        lr_decay_style="constant",
+        lr_decay_steps=section.decay_steps or section.warmup_steps + 1,
+        lr_decay_style=section.schedule,
         start_wd=section.weight_decay,
         end_wd=section.weight_decay,
         wd_incr_steps=0,

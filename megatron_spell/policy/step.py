@@ -11,12 +11,13 @@ from megatron.core.distributed import DistributedDataParallel, finalize_model_gr
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from megatron_spell.algo.losses import policy_loss
+from megatron_spell.algo.importance import RowSums, importance_of
+from megatron_spell.algo.losses import token_losses
 from megatron_spell.config.schema import AlgoSection
-from megatron_spell.policy import platform
 from megatron_spell.policy.context import Share
 from megatron_spell.policy.log_probs import TokenScores
 from megatron_spell.policy.microbatches import BinTensors, bins_of
+from megatron_spell.policy.mismatch import Mismatch, MismatchTally, add_up
 from megatron_spell.types.batches import ROLE_INDEX, PackedBatch
 from megatron_spell.types.play import Role
 
@@ -30,7 +31,8 @@ class StepReport:
     `loss` is the decided loss over the whole batch and `loss_of_role` its shares. At ratio one the loss is -sum w * A
     whatever the model is: watch the gradient norm. `log_prob_diff_*` compare the engine's raw log-probs with the
     policy's, in nats per trained token; `entropy_mean` is in nats at temperature 1. `num_tokens` are the trained
-    tokens, `bin_tokens` what was forwarded, `row_tokens` what rows run one by one would have forwarded.
+    tokens, `bin_tokens` what was forwarded, `row_tokens` what rows run one by one would have forwarded. An update whose
+    gradient is not finite is skipped: `skipped` counts those so far, `skipped_in_a_row` those up to this one.
     """
 
     loss: float
@@ -45,6 +47,9 @@ class StepReport:
     bin_tokens: int
     row_tokens: int
     num_bins: int
+    mismatch: Mismatch
+    skipped: int
+    skipped_in_a_row: int
 
     def metrics(self) -> dict[str, float]:
         """The figures by their names in metrics.jsonl (docs/running.md)."""
@@ -57,6 +62,9 @@ class StepReport:
             "policy/entropy/mean": self.entropy_mean,
             "mismatch/log_prob_diff/mean": self.log_prob_diff_mean,
             "mismatch/log_prob_diff/max": self.log_prob_diff_max,
+            **self.mismatch.metrics(),
+            "policy/skipped_updates": float(self.skipped),
+            "policy/skipped_in_a_row": float(self.skipped_in_a_row),
         }
 
 
@@ -71,12 +79,14 @@ class Measured:
     log_prob_diff_max: float
     entropy_mean: float
     num_tokens: int
+    mismatch: Mismatch
 
 
 @dataclass(slots=True)
 class Tally:
     """This rank's sums, on the last pipeline stage; float64, in the order of `finish`."""
 
+    mismatch: MismatchTally
     sums: Tensor = field(default_factory=lambda: torch.zeros(5 + len(Role), dtype=torch.float64))
     largest_diff: float = 0.0
 
@@ -91,35 +101,30 @@ class Tally:
         self.largest_diff = max(self.largest_diff, diff.max().item() if diff.numel() else 0.0)
 
     def finish(self) -> Measured:
-        """Add up over all ranks. One tensor-parallel rank speaks for its group, and the last stage for the pipeline.
-
-        Context-parallel ranks each have tokens of their own.
-        """
-        speaks = parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
-        sums = (self.sums if speaks else torch.zeros_like(self.sums)).to(platform.device())
-        largest = torch.tensor(self.largest_diff, dtype=torch.float64, device=platform.device())
-        dist.all_reduce(sums)
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        loss, diff, log_prob, entropy, num_tokens, *of_role = sums.tolist()
+        """Add up over all ranks."""
+        sums, (largest,) = add_up(self.sums, torch.tensor([self.largest_diff], dtype=torch.float64))
+        loss, diff, log_prob, entropy, num_tokens, *of_role = sums
         count = max(1.0, num_tokens)
         return Measured(
             loss=loss,
             loss_of_role=dict(zip(Role, of_role)),
             log_prob_mean=log_prob / count,
             log_prob_diff_mean=diff / count,
-            log_prob_diff_max=largest.item(),
+            log_prob_diff_max=largest,
             entropy_mean=entropy / count,
             num_tokens=int(num_tokens),
+            mismatch=self.mismatch.finish(),
         )
 
 
 def accumulate_gradients(chunks: Chunks, batch: PackedBatch, algo: AlgoSection) -> Measured:
     """Forward and backward over the batch; the gradients, summed over bins and data-parallel ranks, are the model's."""
-    tally = Tally()
+    tally = Tally(MismatchTally(algo))
     for chunk in chunks:
         chunk.config.finalize_model_grads_func = sum_gradients
         chunk.zero_grad_buffer()
-    _run_schedule(chunks, batch, partial(_loss_of_bin, algo=algo, tally=tally), forward_only=False)
+    loss_of_bin = partial(_loss_of_bin, algo=algo, tally=tally, num_rows=batch.num_rows)
+    _run_schedule(chunks, batch, loss_of_bin, forward_only=False)
     return tally.finish()
 
 
@@ -164,23 +169,31 @@ def _run_schedule(chunks: Chunks, batch: PackedBatch, loss_of_bin: Callable, for
 
 
 def _loss_of_bin(
-    scores: TokenScores, *, bin_tensors: BinTensors, algo: AlgoSection, tally: Tally
+    scores: TokenScores, *, bin_tensors: BinTensors, algo: AlgoSection, tally: Tally, num_rows: int
 ) -> tuple[Tensor, Tensor, None]:
     """(loss, token count, nothing to store) as a schedule wants them; the loss is this bin's share of the batch's."""
-
-    def loss_where(chosen_A: Tensor | slice) -> Tensor:
-        return policy_loss(
-            scores.log_probs_A[chosen_A],
-            None,
-            bin_tensors.advantages_A[chosen_A],
-            bin_tensors.weights_A[chosen_A],
-            algo.clip_low,
-            algo.clip_high,
-            algo.importance_cap,
-        )
-
-    loss = loss_where(slice(None))
-    with torch.no_grad():
-        of_role = [loss_where(bin_tensors.role_A == index) for index in ROLE_INDEX.values()]
+    importance = None
+    if algo.weighs_importance:
+        row_sums = RowSums(bin_tensors.row_A, num_rows, sum_over_context_parallel_ranks)
+        raw_A = scores.raw_log_probs_A
+        importance = importance_of(raw_A, bin_tensors.engine_log_probs_A, row_sums, algo.importance)
+    losses_A = token_losses(
+        scores.log_probs_A,
+        bin_tensors.advantages_A,
+        bin_tensors.weights_A,
+        importance,
+        algo.clip_low,
+        algo.clip_high,
+    )
+    of_role = [losses_A.detach()[bin_tensors.role_A == index].sum() for index in ROLE_INDEX.values()]
+    loss = losses_A.sum()
     tally.add(bin_tensors, scores, loss.detach(), of_role)
+    tally.mismatch.add(bin_tensors, scores, importance)
     return loss, torch.tensor(0, dtype=torch.int), None
+
+
+def sum_over_context_parallel_ranks(sums: Tensor) -> Tensor:
+    """The ranks that hold the other tokens of a bin; they call this once for every bin, in the same order."""
+    if parallel_state.get_context_parallel_world_size() > 1:
+        dist.all_reduce(sums, group=parallel_state.get_context_parallel_group())
+    return sums

@@ -63,7 +63,6 @@ class MegatronPolicy:
     ) -> None:
         self.shape, self.mesh = shape, policy.mesh.mesh()
         self.policy, self.algo, self.trust = policy, algo, trust
-        _refuse_staleness(algo)
         platform.install()  # Megatron's modules are all imported by now
         model_parallel_cuda_manual_seed(seed)
         self.chunks = build_model(shape, policy, temperature)
@@ -71,11 +70,12 @@ class MegatronPolicy:
         self.ddp = wrap_model(self.chunks, distributed_optimizer=policy.distributed_optimizer)
         self.optimizer = build_optimizer(self.ddp, policy.optimizer)
         self.schedule = build_schedule(self.optimizer, policy.optimizer)
+        self.skipped = self.skipped_in_a_row = 0  # updates whose gradient was not finite
         self._companions: Path | None = None  # the folder whose config and tokenizer go along with the weights
 
     @property
     def num_updates(self) -> int:
-        """Optimizer steps taken so far."""
+        """Optimizer steps taken so far, skipped updates left out: where schedule and AdamW's bias correction stand."""
         return self.schedule.num_steps
 
     def inventory(self) -> Inventory:
@@ -95,17 +95,20 @@ class MegatronPolicy:
     def update(self, batch: PackedBatch) -> StepReport:
         """One optimizer step on the batch; every rank gets the whole batch and takes its bins.
 
-        Raises TrustError when the engine's log-probs are further from the policy's than `trust` allows, PolicyError for
-        a gradient that is not finite or bins that do not divide over the mesh: on all ranks, with weights and optimizer
-        state unchanged.
+        A gradient that is not finite skips the update on all ranks: weights, moments and schedule stay as they are.
+        Raises on all ranks, with weights and optimizer state unchanged: TrustError when the engine's log-probs are
+        further from the policy's than `trust` allows, PolicyError when `max_skipped_in_a_row` updates were skipped or
+        bins do not divide over the mesh.
         """
         _check_bins(batch, self.policy.bin_multiple)
         measured = step.accumulate_gradients(self.ddp, batch, self.algo)
-        self._check_trust(measured)
-        grad_norm = self._finite_grad_norm()
-        self.schedule.step(1)
-        self.optimizer.step()
+        grad_norm, is_finite = self._grad_norm()
+        if is_finite:
+            self._check_trust(measured)
+            self.schedule.step(1)
+            self.optimizer.step()
         self.optimizer.zero_grad()
+        self._count_skipped(is_finite, grad_norm)
         return StepReport(
             loss=measured.loss,
             loss_of_role=measured.loss_of_role,
@@ -119,6 +122,9 @@ class MegatronPolicy:
             bin_tokens=batch.num_bin_tokens,
             row_tokens=batch.num_row_tokens,
             num_bins=sum(len(bins) for bins in batch.bins_D_B),
+            mismatch=measured.mismatch,
+            skipped=self.skipped,
+            skipped_in_a_row=self.skipped_in_a_row,
         )
 
     def log_probs(self, batch: PackedBatch) -> list[np.ndarray]:
@@ -151,7 +157,7 @@ class MegatronPolicy:
         for name, key in STATE_OF_FOLDER.items():
             if key is not WEIGHT or DTYPES[self.policy.dtype] != torch.float32:
                 self._write(folder / name, whole_state(self.optimizer, self.parameters, key), torch.float32)
-        checkpoint.write_state(folder, self.num_updates, self.mesh)
+        checkpoint.write_state(folder, self.num_updates, self.mesh, (self.skipped, self.skipped_in_a_row))
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint of the same model, saved under any layout and dtype. Raises CheckpointError."""
@@ -166,6 +172,7 @@ class MegatronPolicy:
                     tensor.copy_(whole[local])
         set_steps(self.optimizer, self.parameters, record["num_updates"])
         self.schedule.num_steps = record["num_updates"]
+        self.skipped, self.skipped_in_a_row = record.get("skipped_updates", (0, 0))
         self.schedule.step(0)
         checkpoint.restore_random_states(record, self.mesh)
         self._companions = folder / checkpoint.WEIGHTS
@@ -182,31 +189,39 @@ class MegatronPolicy:
         read_segments(folder, self.inventory(), tensors, checkpoint_shapes(self.shape))
 
     def _check_trust(self, measured: Measured) -> None:
+        """Log-probs of stale rows differ by right, so only their masks tell that an engine is altogether wrong."""
         largest, mean = measured.log_prob_diff_max, measured.log_prob_diff_mean
-        for field, figure in (("max_log_prob_diff", largest), ("max_log_prob_diff_mean", mean)):
+        figures = {"max_log_prob_diff": largest, "max_log_prob_diff_mean": mean} if not self.algo.max_staleness else {}
+        figures["max_masked_share"] = measured.mismatch.masked_share
+        for field, figure in figures.items():
             limit = getattr(self.trust, field)
             if not figure <= limit:
                 self.optimizer.zero_grad()
+                masked = f" ({figure:.1%} of the tokens masked)" if field == "max_masked_share" else ""
                 raise TrustError(
                     f"engine and policy log-probs differ by {largest:.4g} at most and {mean:.4g} on average, beyond "
-                    f"trust.{field} = {limit:g}; the engine probably holds stale weights (check the last refresh)"
+                    f"trust.{field} = {limit:g}{masked}; the engine probably holds"
+                    " stale weights (check the last refresh)"
                 )
 
-    def _finite_grad_norm(self) -> float:
+    def _grad_norm(self) -> tuple[float, bool]:
+        """The norm before clipping, and whether it is finite on every rank: all take the step or none does."""
         self.optimizer.prepare_grads()
         grad_norm = float(self.optimizer.get_grad_norm())
-        if not math.isfinite(grad_norm):
-            self.optimizer.zero_grad()
+        num_broken = torch.tensor(float(not math.isfinite(grad_norm)), device=platform.device())
+        dist.all_reduce(num_broken)
+        return grad_norm, num_broken.item() == 0
+
+    def _count_skipped(self, is_finite: bool, grad_norm: float) -> None:
+        self.skipped_in_a_row = 0 if is_finite else self.skipped_in_a_row + 1
+        self.skipped += not is_finite
+        limit = self.policy.optimizer.max_skipped_in_a_row
+        if self.skipped_in_a_row >= limit:
             raise PolicyError(
-                f"the gradient norm of update {self.num_updates + 1} is {grad_norm}; no step was taken; lower "
-                "policy.optimizer.lr or look for broken rows in the batch"
+                f"the gradient norm of update {self.num_updates + 1} is {grad_norm}; {self.skipped_in_a_row} in a row"
+                f" were skipped for such, which is policy.optimizer.max_skipped_in_a_row = {limit}; lower"
+                " policy.optimizer.lr or look for broken rows in the batch"
             )
-        return grad_norm
-
-
-def _refuse_staleness(algo: AlgoSection) -> None:
-    if algo.max_staleness:
-        raise PolicyError(f"algo.max_staleness = {algo.max_staleness} is not supported yet; set it to 0")
 
 
 def _check_bins(batch: PackedBatch, multiple: int) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_spell.algo.losses import policy_loss, row_weights
+from megatron_spell.algo.importance import RowSums, importance_of
+from megatron_spell.algo.losses import row_weights, token_losses
 from megatron_spell.algo.packing import NO_ROW, pack
 from megatron_spell.config.schema import AlgoSection, RewardSection
 from megatron_spell.rewards.assign import assign_rewards
@@ -245,15 +246,12 @@ def system_loss(rows: list[TrainRow], policy: Policy, mode: str, *, on_policy: b
         order = np.unique(packed.row_A[real], return_index=True)
         by_row = [packed.row_A[i] for i in sorted(order[1])]
         log_probs_A = torch.cat([policy.of(rows[r].response_ids_A) for r in by_row] + [torch.zeros((~real).sum())])
-        total = total + policy_loss(
-            log_probs_A,
-            None if on_policy else torch.from_numpy(packed.engine_log_probs_A),
-            torch.from_numpy(packed.advantages_A),
-            torch.from_numpy(packed.weights_A),
-            algo.clip_low,
-            algo.clip_high,
-            algo.importance_cap,
-        )
+        row_sums = RowSums(torch.from_numpy(packed.row_A), len(rows), lambda sums: sums)
+        engine_A = torch.from_numpy(packed.engine_log_probs_A)
+        importance = None if on_policy else importance_of(log_probs_A, engine_A, row_sums, algo.importance)
+        advantages_A, weights_A = torch.from_numpy(packed.advantages_A), torch.from_numpy(packed.weights_A)
+        losses_A = token_losses(log_probs_A, advantages_A, weights_A, importance, algo.clip_low, algo.clip_high)
+        total = total + losses_A.sum()
     return total
 
 
@@ -280,8 +278,9 @@ def test_loss_and_gradient_agree(seed, mode, on_policy, num_dp):
 
 def test_the_settings_are_the_systems():
     settings, algo = one.Settings(), AlgoSection()
-    for name in ("clip_low", "clip_high", "importance_cap"):
+    for name in ("clip_low", "clip_high"):
         assert getattr(settings, name) == getattr(algo, name)
+    assert settings.importance_cap == algo.importance.cap
     assert settings.epsilon == algo.advantage_epsilon
     assert settings.vote_groups == algo.verifier_groups_per_step
     assert settings.failed_ratio == algo.failed_question_ratio

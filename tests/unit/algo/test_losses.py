@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from megatron_spell.algo.errors import AlgoError
-from megatron_spell.algo.losses import policy_loss, row_weights
+from megatron_spell.algo.importance import RowSums, importance_of
+from megatron_spell.algo.losses import row_weights, token_losses
+from megatron_spell.config.schema import ImportanceSection
 from megatron_spell.types.play import Role
 from tests.unit.algo.made_rows import make_group, make_row
 
-CLIP = {"clip_low": 0.2, "clip_high": 0.3, "importance_cap": 2.0}
+CLIP = {"clip_low": 0.2, "clip_high": 0.3}
+BY_TOKEN = ImportanceSection(cap=2.0, mask_token_low=0, mask_token_high=None, mask_row_low=0, mask_row_high=None)
 
 
 def test_per_role_weighs_every_group_of_a_role_alike():
@@ -53,10 +56,15 @@ def test_an_empty_response_and_an_unknown_loss_are_refused():
         row_weights(make_group(Role.VERIFIER, 0, [1]), "ppo")
 
 
+def _importance(log_probs_A, old_A):
+    each_its_row = RowSums(torch.arange(old_A.numel()), old_A.numel(), lambda sums: sums)
+    return importance_of(log_probs_A, old_A, each_its_row, BY_TOKEN)
+
+
 def _loss_and_gradient(log_probs, old, advantages, weights):
     log_probs_A = torch.tensor(log_probs, dtype=torch.float64, requires_grad=True)
-    old_A = None if old is None else torch.tensor(old, dtype=torch.float64)
-    loss = policy_loss(log_probs_A, old_A, torch.tensor(advantages), torch.tensor(weights), **CLIP)
+    importance = None if old is None else _importance(log_probs_A, torch.tensor(old, dtype=torch.float64))
+    loss = token_losses(log_probs_A, torch.tensor(advantages), torch.tensor(weights), importance, **CLIP).sum()
     loss.backward()
     return loss.item(), log_probs_A.grad.numpy()
 
@@ -120,7 +128,8 @@ def test_no_trained_token_is_a_loss_of_zero_with_a_gradient():
 def test_the_loss_has_the_dtype_of_the_log_probs():
     log_probs_A = torch.zeros(2, dtype=torch.float32)
     double = torch.ones(2, dtype=torch.float64)
-    assert policy_loss(log_probs_A, double, double, double, **CLIP).dtype == torch.float32
+    importance = _importance(log_probs_A, double)
+    assert token_losses(log_probs_A, double, double, importance, **CLIP).dtype == torch.float32
 
 
 def test_the_room_is_imported_without_torch():

@@ -105,3 +105,48 @@ def test_a_fault_below_a_mapping_of_tasks_is_named(write):
     (line,) = faults(write(BASE + "play: {max_answer_tokens: {a: 1}}\n"))
     assert line.startswith("play.max_answer_tokens = {'a': 1}")
     assert "unknown field" in faults(write(BASE), ["sampling.max_tokens.judge=3"])[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ("{schedule: cosine}", "decay_steps = None: schedule = cosine needs more than warmup_steps = 0 of them; give"),
+        (
+            "{schedule: linear, warmup_steps: 5, decay_steps: 5}",
+            "decay_steps = 5: schedule = linear needs more than warmup_steps = 5 of them; give the run's steps",
+        ),
+        ("{decay_steps: 9}", "decay_steps = 9: a constant rate does not decay; set schedule to linear or cosine"),
+        ("{min_lr: 0.1}", "min_lr = 0.1: is above policy.optimizer.lr = 2e-06; lower it"),
+        ("{clip_grad: -1}", "clip_grad = -1: input should be greater than or equal to 0"),
+        ("{max_skipped_in_a_row: 0}", "max_skipped_in_a_row = 0: input should be greater than or equal to 1"),
+        ("{schedule: exponential}", "schedule = 'exponential': input should be 'constant', 'linear' or 'cosine'"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_told_in_one_line(write, settings, expected):
+    (line,) = faults(write(BASE + f"policy: {{optimizer: {settings}}}\n"))
+    assert line.startswith(f"policy.optimizer.{expected}")
+
+
+def test_the_paper_rate_is_the_default(write):
+    optimizer = load_config(write(BASE)).policy.optimizer
+    assert (optimizer.lr, optimizer.schedule, optimizer.warmup_steps) == (2e-6, "constant", 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ("{form: row}", "form = 'row': input should be 'token', 'sequence_mean' or 'sequence_product'"),
+        ("{cap: 0}", "cap = 0: input should be greater than 0"),
+        ("{mask_token_low: 1.5}", "mask_token_low = 1.5: input should be less than 1"),
+        ("{mask_row_high: 0.5}", "mask_row_high = 0.5: input should be greater than 1"),
+        ("{mask_row_high: .inf}", "mask_row_high = inf: input should be a finite number"),
+    ],
+)
+def test_importance_settings_that_cannot_be_are_told_in_one_line(write, settings, expected):
+    (line,) = faults(write(BASE + f"algo: {{importance: {settings}}}\n"))
+    assert line.startswith(f"algo.importance.{expected}")
+
+
+def test_bounds_and_clip_may_be_left_out(write):
+    algo = load_config(write(BASE + "algo: {clip_low: null, importance: {mask_token_high: null}}\n")).algo
+    assert (algo.clip_low, algo.importance.mask_token_high) == (None, None)

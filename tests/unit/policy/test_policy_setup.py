@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_spell.config.schema import AlgoSection, MeshSection
+from megatron_spell.config.schema import MeshSection
 from megatron_spell.layout.mesh import Mesh
 from megatron_spell.policy import setup
 from tests.distributed.policy_lab import make_policy
@@ -24,8 +24,3 @@ def test_a_layout_that_cannot_be_is_refused(alone, model):
     with pytest.raises(setup.PolicyError) as caught:
         make_policy(model, MeshSection(tp=4))
     assert "policy.mesh.tp = 4: the model's 2 key-value heads do not divide by it" in one_line(caught)
-
-
-def test_staleness_is_refused(alone, model):
-    with pytest.raises(setup.PolicyError, match=r"algo\.max_staleness = 1 is not supported yet"):
-        make_policy(model, MeshSection(), algo=AlgoSection(max_staleness=1))

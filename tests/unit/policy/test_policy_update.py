@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_spell.config.schema import AlgoSection, OptimizerSection, TrustSection
+from megatron_spell.config.schema import AlgoSection, TrustSection
 from megatron_spell.policy import step
-from megatron_spell.policy.setup import PolicyError
 from megatron_spell.policy.worker import TrustError
 from megatron_spell.types.play import Role
 from tests.distributed.policy_lab import (
-    OPTIMIZER,
     Reference,
     difference,
     make_batch,
@@ -124,23 +122,6 @@ def test_an_honest_engine_is_trusted_after_a_refusal(alone, model):
     honest = make_batch(with_engine_log_probs(rows, policy.log_probs(make_batch(rows))))
     assert policy.update(honest).grad_norm == fresh.update(honest).grad_norm
     assert unchanged(policy, snapshot(fresh))
-
-
-def test_a_gradient_that_is_not_finite_stops_the_step(alone, model):
-    policy, rows = loaded(model), make_rows(0)
-    rows[2] = replace(rows[2], advantage=np.inf)
-    before = snapshot(policy)
-    with pytest.raises(PolicyError, match=r"gradient norm of update 1 is (nan|inf); no step was taken"):
-        policy.update(make_batch(rows))
-    assert unchanged(policy, before)
-    assert np.isfinite(policy.update(make_batch(make_rows(0))).grad_norm)
-
-
-def test_warm_up_starts_above_zero_and_reaches_the_rate(alone, model):
-    settings = OptimizerSection(**{**OPTIMIZER.model_dump(), "warmup_steps": 4})
-    policy = loaded(model, optimizer=settings)
-    rates = [policy.update(make_batch(make_rows(seed))).lr for seed in range(6)]
-    np.testing.assert_allclose(rates, settings.lr * np.array([0.25, 0.5, 0.75, 1, 1, 1]))
 
 
 def test_bfloat16_follows_float32(alone, model):

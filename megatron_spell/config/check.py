@@ -5,8 +5,10 @@ Nothing here opens a store, a port or a heavy library; that is `train/preflight.
 
 from collections.abc import Iterator
 from functools import reduce
+from importlib.util import find_spec
 
 from megatron_spell.config.layout_rules import layout_faults
+from megatron_spell.config.megatron_options import option_faults
 from megatron_spell.config.model_shape import ModelShape, UnknownModel
 from megatron_spell.config.schema import RunConfig
 
@@ -18,6 +20,7 @@ PROMPT_OVERHEAD_TOKENS = 64  # chat template, instructions and question, at the 
 def violations(config: RunConfig, *, on_cpu: bool = True) -> list[str]:
     """One line per broken rule, each naming field, value and way out; empty when the run can start."""
     faults = [*_play(config), *_lengths(config), *_not_yet(config), *_files(config)]
+    faults += [*_backend(config, on_cpu), *option_faults(config.policy, on_cpu=on_cpu)]
     try:
         shape = ModelShape.load(config.model.path)
     except UnknownModel as error:
@@ -62,6 +65,12 @@ def _lengths(config: RunConfig) -> Iterator[str]:
             f" sampling.max_tokens.responder = {answer} take {longest} tokens"
         )
         yield _fault(config, "rollout.max_model_len", why, "raise it or lower those")
+
+
+def _backend(config: RunConfig, on_cpu: bool) -> Iterator[str]:
+    if config.policy.backend == "transformer_engine" and (on_cpu or find_spec("transformer_engine") is None):
+        why = "there is no GPU here" if on_cpu else "Transformer Engine is not installed here"
+        yield _fault(config, "policy.backend", why, "use auto or local")
 
 
 def _not_yet(config: RunConfig) -> Iterator[str]:

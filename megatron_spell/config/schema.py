@@ -6,7 +6,7 @@ Fields are explained in docs/config.md. Rules that span sections live in `check.
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from megatron_spell.layout.mesh import Mesh
@@ -180,6 +180,14 @@ class OptimizerSection(Section):
         return decay_steps
 
 
+class MegatronSection(Section):
+    """Fields of megatron-core's own dataclasses, given to it as they stand (docs/megatron-options.md)."""
+
+    transformer: dict[str, JsonValue] = {}  # of `TransformerConfig`, such as recompute_granularity
+    ddp: dict[str, JsonValue] = {}  # of `DistributedDataParallelConfig`, such as grad_reduce_in_fp32
+    optimizer: dict[str, JsonValue] = {}  # of `OptimizerConfig`, such as optimizer_cpu_offload
+
+
 class PolicySection(Section):
     mesh: MeshSection = MeshSection()
     sequence_parallel: bool = False  # norms and residuals hold a tp-th of the tokens each; needs tp > 1
@@ -192,6 +200,10 @@ class PolicySection(Section):
     timeout_s: PositiveFloat = 1800.0  # longest wait of one rank for another
     optimizer: OptimizerSection = OptimizerSection()
     moe: MoeSection = MoeSection()
+    backend: Literal["auto", "local", "transformer_engine"] = (
+        "auto"  # whose layers; auto: Transformer Engine's where it and a GPU are there, else Megatron's own
+    )
+    megatron: MegatronSection = MegatronSection()
 
     @property
     def bin_multiple(self) -> int:

@@ -7,15 +7,19 @@ from torch import Tensor
 
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import PolicySection
+from megatron_spell.policy.backends import Backend
+from megatron_spell.policy.native_options import with_options
 from megatron_spell.policy.rope import attention_scale
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def transformer_config(shape: ModelShape, policy: PolicySection) -> TransformerConfig:
-    """Megatron's settings for a model of `shape`; fused CUDA kernels are off."""
+def transformer_config(shape: ModelShape, policy: PolicySection, backend: Backend) -> TransformerConfig:
+    """Megatron's settings for a model of `shape`. Raises PolicyError when Megatron refuses the run's own options."""
     mesh, dtype = policy.mesh.mesh(), DTYPES[policy.dtype]
-    return TransformerConfig(
+    return with_options(
+        TransformerConfig,
+        policy.megatron.transformer,
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
         num_attention_heads=shape.num_heads,
@@ -45,8 +49,8 @@ def transformer_config(shape: ModelShape, policy: PolicySection) -> TransformerC
         embedding_init_method=leave_uninitialised,
         cuda_graph_scope=[],  # Megatron's own default warns
         **_schedule_settings(policy),
-        **_experts(shape, policy),
-        **_unfused(),
+        **_experts(shape, policy, backend),
+        **backend.settings,
     )
 
 
@@ -59,7 +63,7 @@ def leave_uninitialised(weight: Tensor) -> Tensor:
     return weight
 
 
-def _experts(shape: ModelShape, policy: PolicySection) -> dict[str, object]:
+def _experts(shape: ModelShape, policy: PolicySection, backend: Backend) -> dict[str, object]:
     if shape.experts is None:
         return {}
     return {
@@ -71,7 +75,7 @@ def _experts(shape: ModelShape, policy: PolicySection) -> dict[str, object]:
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "none",
         "moe_aux_loss_coeff": 0.0,
-        "moe_grouped_gemm": False,
+        "moe_grouped_gemm": backend.grouped_experts,
         "expert_model_parallel_size": policy.mesh.ep,
         "expert_tensor_parallel_size": policy.mesh.mesh().expert_tp,
     }
@@ -90,15 +94,4 @@ def _schedule_settings(policy: PolicySection) -> dict[str, object]:
         "batch_p2p_comm": policy.mesh.vpp == 1,
         # gloo may still be sending a stage's output when it would be freed.
         "deallocate_pipeline_outputs": False,
-    }
-
-
-def _unfused() -> dict[str, bool]:
-    return {
-        "bias_activation_fusion": False,
-        "bias_dropout_fusion": False,
-        "masked_softmax_fusion": False,
-        "apply_rope_fusion": False,
-        "gradient_accumulation_fusion": False,
-        "persist_layer_norm": False,
     }

@@ -7,7 +7,6 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region
 from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
 
 from megatron_spell.bridge.inventory import chunk_prefix
@@ -15,7 +14,8 @@ from megatron_spell.bridge.rules import padded_vocab
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import PolicySection
 from megatron_spell.layout.mesh import Mesh
-from megatron_spell.policy.layers import RMSNorm, layer_spec
+from megatron_spell.policy.backends import Backend, Found, choose_backend
+from megatron_spell.policy.layers import as_single_expert, block_spec
 from megatron_spell.policy.log_probs import TokenScores, score_tokens, share_of
 from megatron_spell.policy.megatron_config import transformer_config
 from megatron_spell.policy.microbatches import BinTensors
@@ -57,13 +57,19 @@ class PolicyModel(GPTModel):
     """
 
     def __init__(
-        self, config: TransformerConfig, shape: ModelShape, mesh: Mesh, temperature: float, chunk: int = 0
+        self,
+        config: TransformerConfig,
+        shape: ModelShape,
+        mesh: Mesh,
+        temperature: float,
+        backend: Backend,
+        chunk: int = 0,
     ) -> None:
         pp = parallel_state.get_pipeline_model_parallel_rank()
         num_layers = len(mesh.chunk_layers(shape.num_layers, pp, chunk))
         super().__init__(
             config,
-            TransformerBlockSubmodules([layer_spec(shape)] * num_layers, layer_norm=RMSNorm),
+            block_spec(shape, num_layers, backend),
             padded_vocab(shape.vocab_size, mesh.tp),
             shape.max_positions,
             pre_process=(pp, chunk) == (0, 0),
@@ -151,14 +157,16 @@ def build_model(shape: ModelShape, policy: PolicySection, temperature: float) ->
     Raises PolicyError when the model cannot be trained in the layout.
     """
     refuse_layout(shape, policy)
-    config = transformer_config(shape, policy)
-    return [PolicyModel(config, shape, policy.mesh.mesh(), temperature, chunk) for chunk in range(policy.mesh.vpp)]
+    backend = choose_backend(policy.backend, policy.dtype, Found.here())
+    config = transformer_config(shape, policy, backend)
+    mesh = policy.mesh.mesh()
+    return [PolicyModel(config, shape, mesh, temperature, backend, chunk) for chunk in range(mesh.vpp)]
 
 
 def local_parameters(chunks: Sequence[PolicyModel], mesh: Mesh) -> dict[str, torch.nn.Parameter]:
     """All parameters of this rank by the names that the bridge's inventory gives them."""
     return {
-        chunk_prefix(mesh, number) + name: parameter
+        chunk_prefix(mesh, number) + as_single_expert(name): parameter
         for number, chunk in enumerate(chunks)
         for name, parameter in chunk.named_parameters()
     }

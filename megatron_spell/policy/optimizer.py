@@ -6,26 +6,33 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_spell.config.schema import OptimizerSection
+from megatron_spell.config.schema import OptimizerSection, PolicySection
 from megatron_spell.policy.model import PolicyModel
+from megatron_spell.policy.native_options import with_options
 
 
-def wrap_model(chunks: Sequence[PolicyModel], *, distributed_optimizer: bool = False) -> list[DistributedDataParallel]:
-    """Each chunk with float32 gradient buffers that are summed over its data-parallel ranks.
+def wrap_model(chunks: Sequence[PolicyModel], policy: PolicySection) -> list[DistributedDataParallel]:
+    """Each chunk with gradient buffers, float32 unless the run says otherwise, summed over its data-parallel ranks.
 
     Experts spread over ranks have buffers of their own, summed over the ranks that hold the same ones.
     For the distributed optimizer each rank gets the sum of its stretch of the buffers only.
     """
-    settings = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=distributed_optimizer
+    settings = with_options(
+        DistributedDataParallelConfig,
+        policy.megatron.ddp,
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=False,
+        use_distributed_optimizer=policy.distributed_optimizer,
     )
     return [DistributedDataParallel(chunk.config, settings, chunk) for chunk in chunks]
 
 
-def build_optimizer(chunks: list[DistributedDataParallel], section: OptimizerSection) -> MegatronOptimizer:
+def build_optimizer(chunks: list[DistributedDataParallel], policy: PolicySection) -> MegatronOptimizer:
     """AdamW without weight decay on one-dimensional parameters (norms and biases)."""
-    model = chunks[0]
-    config = OptimizerConfig(
+    model, section = chunks[0], policy.optimizer
+    config = with_options(
+        OptimizerConfig,
+        policy.megatron.optimizer,
         optimizer="adam",
         lr=section.lr,
         min_lr=section.min_lr,
@@ -36,7 +43,9 @@ def build_optimizer(chunks: list[DistributedDataParallel], section: OptimizerSec
         clip_grad=section.clip_grad,
         bf16=model.config.bf16,
         params_dtype=model.config.params_dtype,
-        use_distributed_optimizer=model.ddp_config.use_distributed_optimizer,
+        use_distributed_optimizer=policy.distributed_optimizer,
+        # Megatron's offloading steps bfloat16 weights through this path only (its own arguments demand both).
+        use_precision_aware_optimizer=bool(policy.megatron.optimizer.get("optimizer_cpu_offload")),
     )
     return get_megatron_optimizer(config, chunks, use_gloo_process_groups=False)
 

@@ -67,8 +67,8 @@ class MegatronPolicy:
         model_parallel_cuda_manual_seed(seed)
         self.chunks = build_model(shape, policy, temperature)
         self.parameters = local_parameters(self.chunks, self.mesh)
-        self.ddp = wrap_model(self.chunks, distributed_optimizer=policy.distributed_optimizer)
-        self.optimizer = build_optimizer(self.ddp, policy.optimizer)
+        self.ddp = wrap_model(self.chunks, policy)
+        self.optimizer = build_optimizer(self.ddp, policy)
         self.schedule = build_schedule(self.optimizer, policy.optimizer)
         self.skipped = self.skipped_in_a_row = 0  # updates whose gradient was not finite
         self._companions: Path | None = None  # the folder whose config and tokenizer go along with the weights

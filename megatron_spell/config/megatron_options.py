@@ -119,9 +119,6 @@ def _unknown(section: str, name: str, folder: Path) -> str:
 def _fault_on_cpu(section: str, name: str, value: object) -> str | None:
     if value and any(fnmatchcase(name, pattern) for pattern in GPU_ONLY[section]):
         return "needs a GPU; leave it out"
-    if name == "recompute_modules" and isinstance(value, list) and "layernorm" in value:
-        # Megatron's CheckpointWithoutOutput asks Transformer Engine about 8-bit training, installed or not.
-        return "recomputing layernorm needs Transformer Engine; leave it out of the list"
     return None
 
 

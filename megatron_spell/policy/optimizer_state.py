@@ -13,8 +13,10 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
+from torch.optim import AdamW
 
 Parameters = Mapping[str, torch.nn.Parameter]  # of this rank, by local name
 WEIGHT, FIRST_MOMENT, SECOND_MOMENT = "weight", "exp_avg", "exp_avg_sq"
@@ -24,7 +26,8 @@ WEIGHT, FIRST_MOMENT, SECOND_MOMENT = "weight", "exp_avg", "exp_avg_sq"
 class Piece:
     """Elements [start, stop) of a parameter, flat: this rank's own `state` of it, the optimizer's tensors themselves.
 
-    `state` maps WEIGHT, the moments and "step" to tensors; it is empty where the rank holds nothing.
+    `state` maps WEIGHT, the moments and, where they are counted by weight, "step" to tensors; it is empty where the
+    rank holds nothing.
     """
 
     name: str
@@ -71,8 +74,13 @@ def place_state(optimizer: MegatronOptimizer, parameters: Parameters, key: str, 
 def set_steps(optimizer: MegatronOptimizer, parameters: Parameters, num_updates: int) -> None:
     """Let AdamW's bias correction go on from `num_updates`."""
     for piece in _pieces(optimizer, parameters):
-        if piece.state:
+        if "step" in piece.state:
             piece.state["step"].fill_(num_updates)
+    for member in _members(optimizer):
+        for stepping in _stepping(member.optimizer):
+            if not isinstance(stepping, AdamW):  # the fused ones of Transformer Engine and Apex count by group
+                for group in stepping.param_groups:
+                    group["step"] = num_updates
 
 
 def _pieces(optimizer: MegatronOptimizer, parameters: Parameters) -> Iterator[Piece]:
@@ -95,20 +103,33 @@ def _own_range(optimizer: MegatronOptimizer, name: str, parameter: Tensor) -> Pi
 def _whole_piece(optimizer: MegatronOptimizer, name: str, parameter: Tensor) -> Piece:
     weight = getattr(parameter, "main_param", parameter)
     for member in _members(optimizer):
-        for group in member.optimizer.param_groups:
-            if any(weight is other for other in group["params"]):
-                return Piece(name, parameter, 0, parameter.numel(), _state_of(member.optimizer, weight))
+        if _has(member.optimizer, weight):
+            return Piece(name, parameter, 0, parameter.numel(), _state_of(member.optimizer, weight))
     raise KeyError(f"{name} belongs to no optimizer group")
+
+
+def _stepping(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """What takes the steps: with CPU offload one optimizer for the GPU's part and one or more for the CPU's."""
+    return optimizer.sub_optimizers if isinstance(optimizer, HybridDeviceOptimizer) else [optimizer]
 
 
 def _state_of(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Tensor]:
     """The state of a weight, made (as zeros) where no step was taken yet."""
+    if isinstance(optimizer, HybridDeviceOptimizer):
+        # What is stepped is a copy of the weight, float32 and maybe on the CPU; its state lies with its optimizer.
+        weight = optimizer.param_to_inner_param[weight]
+        optimizer = next(part for part in _stepping(optimizer) if _has(part, weight))
     state = optimizer.state[weight]
     if not state:
-        state["step"] = torch.tensor(0.0)
+        if isinstance(optimizer, AdamW):
+            state["step"] = torch.tensor(0.0)
         state[FIRST_MOMENT] = torch.zeros_like(weight.data)
         state[SECOND_MOMENT] = torch.zeros_like(weight.data)
     return {WEIGHT: weight.detach(), **state}
+
+
+def _has(optimizer: torch.optim.Optimizer, weight: Tensor) -> bool:
+    return any(weight is other for group in optimizer.param_groups for other in group["params"])
 
 
 def _members(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:

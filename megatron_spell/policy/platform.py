@@ -1,4 +1,4 @@
-"""The one place that lets Megatron-Core train on a CPU, without Transformer Engine and without Apex.
+"""The one place that knows the device, and lets Megatron-Core train on a CPU and without Transformer Engine and Apex.
 
 Megatron-Core 0.16 names the device "cuda" in factories, random states and type checks, and has no setting for another
 one. `install()` gives Megatron's modules a view of torch in which those names mean the CPU. Torch itself keeps its own:
@@ -54,13 +54,28 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else CPU
 
 
+def take_device() -> torch.device:
+    """Make this rank's GPU the current one, before any group or tensor is made on it; the CPU where there is none.
+
+    Ranks of one machine take its GPUs in their order (torchrun's LOCAL_RANK). Raises ValueError when they run out.
+    """
+    if not torch.cuda.is_available():
+        return CPU
+    local_rank = torch.distributed.get_node_local_rank(fallback_rank=0)
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(f"trainer {local_rank} of this machine finds {torch.cuda.device_count()} GPUs")
+    torch.cuda.set_device(local_rank)
+    return device()
+
+
 def backend() -> str:
-    """The torch.distributed backend of that device."""
-    return "nccl" if torch.cuda.is_available() else "gloo"
+    """The torch.distributed backends: host tensors (weights on their way, commands) travel over gloo everywhere."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 def install() -> None:
-    """Adapt every Megatron module imported so far; call again after importing more. Nothing where CUDA is available."""
+    """Adapt every Megatron module imported so far; call again after importing more. Little where CUDA is available."""
+    _do_without_transformer_engine()
     if torch.cuda.is_available():
         return
     for name, module in list(sys.modules.items()):
@@ -111,6 +126,21 @@ def _on_cpu(factory: Callable) -> Callable:
 
 
 @functools.cache
+def _do_without_transformer_engine() -> None:
+    """Where megatron-core 0.16 takes Transformer Engine for granted, on a GPU too.
+
+    Every router asks whether `te_general_gemm` is None, which is defined with the library only. Recomputing a norm
+    takes its own default, "not 8-bit", for 8-bit (`fp8 is not None`; 0.19 still does) and asks the library for more.
+    """
+    import megatron.core.tensor_parallel.random as recompute
+    import megatron.core.transformer.moe.moe_utils as moe_utils
+
+    if not recompute.HAVE_TE:
+        moe_utils.te_general_gemm = getattr(moe_utils, "te_general_gemm", None)
+        recompute.CheckpointWithoutOutput.__init__.__defaults__ = (None,)
+
+
+@functools.cache
 def _unite_rng_states() -> None:
     """The tracker sets states through a device's generator, and warns when the CPU's moved; here they are one."""
     import megatron.core.tensor_parallel.random as tracker
@@ -143,14 +173,11 @@ def _answer_type_checks() -> None:
 def _route_on_cpu() -> None:
     """What routers and token dispatchers of megatron-core 0.16 take for granted of a GPU.
 
-    Without Transformer Engine `te_general_gemm` is never defined, and every router asks whether it is None. Split sizes
-    become plain numbers only on the way from the GPU. gloo gathers and scatters even pieces only.
+    Split sizes become plain numbers only on the way from the GPU. gloo gathers and scatters even pieces only.
     """
     import megatron.core.tensor_parallel.mappings as mappings
-    import megatron.core.transformer.moe.moe_utils as moe_utils
     import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
 
-    moe_utils.te_general_gemm = getattr(moe_utils, "te_general_gemm", None)
     token_dispatcher.maybe_move_tensor_to_cpu = _as_plain_sizes
     mappings._gather_along_first_dim = _gathering_uneven(mappings._gather_along_first_dim)
     mappings._reduce_scatter_along_first_dim = _scattering_uneven(mappings._reduce_scatter_along_first_dim)

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 from megatron_spell.policy import platform  # isort: skip  (quiets Megatron's import)
 
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
@@ -23,8 +24,7 @@ def initialise(mesh: Mesh, timeout_s: float) -> None:
     Reads the rendezvous (MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE) that torchrun sets; a mesh of one rank needs none.
     `timeout_s` bounds every later wait of one rank for another. Raises PolicyError.
     """
-    if platform.backend() != "gloo":
-        raise PolicyError("the policy's attention has CPU kernels only; hide the GPUs with CUDA_VISIBLE_DEVICES=''")
+    _refuse_gpu()
     platform.install()
     timeout = timedelta(seconds=timeout_s)
     if not dist.is_initialized():
@@ -59,12 +59,24 @@ def refuse_layout(shape: ModelShape, policy: PolicySection) -> None:
         raise PolicyError(str(fault))
 
 
+def _refuse_gpu() -> None:
+    """To be removed with GPU kernels in policy/attention.py: nothing else here or in the other modules needs a CPU."""
+    if torch.cuda.is_available():
+        raise PolicyError("the policy's attention has CPU kernels only; hide the GPUs with CUDA_VISIBLE_DEVICES=''")
+
+
 def _join(mesh: Mesh, timeout: timedelta) -> None:
+    try:
+        device = platform.take_device()
+    except ValueError as error:
+        raise PolicyError(f"{error}; start at most as many trainers on a machine as it has GPUs") from None
+    # Given the GPU, nccl connects at once and knows it for barriers.
+    settings = {"timeout": timeout, "device_id": device if device.type == "cuda" else None}
     if mesh.world_size == 1 and not dist.is_torchelastic_launched():
-        dist.init_process_group(platform.backend(), store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        dist.init_process_group(platform.backend(), store=dist.HashStore(), rank=0, world_size=1, **settings)
         return
     try:
-        dist.init_process_group(platform.backend(), timeout=timeout)
+        dist.init_process_group(platform.backend(), **settings)
     except ValueError as error:
         raise PolicyError(f"this process knows no other trainers ({_last(error)}); start them with torchrun") from None
     except dist.DistError as error:

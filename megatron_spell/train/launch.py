@@ -16,10 +16,9 @@ RUN_ERROR = 1
 def check(config: RunConfig, *, resume: bool) -> list[str]:
     """One line for everything that keeps the run from starting; empty when nothing does."""
     found = faults(config, on_cpu=not Path("/dev/nvidiactl").exists())
-    if resume and not found:
-        checkpoint, torn = Checkpoints(RunFolder(config.run_folder).checkpoints, config.checkpoint.keep).latest()
-        if checkpoint is None:
-            found = [*torn, f"run_folder = {config.run_folder}: holds no whole checkpoint; start without --resume"]
+    steps = Checkpoints(RunFolder(config.run_folder).checkpoints, config.checkpoint.keep).steps()
+    if resume and not found and not steps:  # what stands there is looked at by `faults`
+        found = [f"run_folder = {config.run_folder}: holds no whole checkpoint; start without --resume"]
     return found
 
 

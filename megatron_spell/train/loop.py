@@ -23,4 +23,5 @@ def train(run: Run) -> None:
         run.save_if_due()
         run.evaluate_if_due()
     run.evaluate_once("after")
+    run.settle_save()
     run.summarise()

@@ -1,5 +1,6 @@
 """What every trainer rank can be told to do by rank 0 (see crew.py)."""
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,12 @@ from megatron_spell.bridge.transports.base import Transport, peer_names
 from megatron_spell.bridge.transports.gloo import rendezvous
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import RunConfig
+from megatron_spell.observe import spans
+from megatron_spell.policy.saving import PolicyState
 from megatron_spell.policy.step import StepReport
 from megatron_spell.policy.worker import MegatronPolicy
+from megatron_spell.train.checkpoints import CheckpointError, Checkpoints
+from megatron_spell.train.saving import BackgroundSave
 from megatron_spell.types.batches import PackedBatch
 
 
@@ -46,6 +51,8 @@ class Member:
             trust=config.trust,
             seed=config.seed,
         )
+        self._asynchronous = config.checkpoint.asynchronous
+        self._saving = BackgroundSave(f"trainer rank {rank_of_this_process()}", config.checkpoint.timeout_s)
         self._transport: Transport | None = None
         self._sender: Sender | None = None
 
@@ -57,8 +64,36 @@ class Member:
         """Weights and optimizer from a checkpoint."""
         self.policy.load(folder)
 
-    def save(self, folder: Path) -> None:
-        self.policy.save(folder)
+    def save(self, step: int, checkpoints: Checkpoints) -> Future[None] | None:
+        """Write the policy beside what rank 0 has put into the checkpoint begun for `step`, and commit it.
+
+        With `checkpoint.asynchronous` only a snapshot is taken here, after the save before has ended; the future of the
+        rest is returned. Raises what the save before raised; CheckpointError when the folder cannot be written.
+        """
+        if not self._asynchronous:
+            self._write(self.policy.live_state(), step, checkpoints)
+            return None
+        self._saving.settle()  # first, so that there is one snapshot at a time
+        snapshot = self.policy.snapshot()
+        return self._saving.start(f"step {step}", lambda: self._write_aside(snapshot, step, checkpoints))
+
+    def settle(self) -> None:
+        """Wait for the save under way. Raises what it raised, SaveTimeout beyond `checkpoint.timeout_s`."""
+        self._saving.settle()
+
+    def _write_aside(self, state: PolicyState, step: int, checkpoints: Checkpoints) -> None:
+        with spans.span("save_background", step=step):
+            self._write(state, step, checkpoints)
+
+    def _write(self, state: PolicyState, step: int, checkpoints: Checkpoints) -> None:
+        self.policy.write(state, checkpoints.aside(step) / "policy")
+        fault = None
+        if rank_of_this_process() == 0:
+            try:
+                checkpoints.commit(step)
+            except CheckpointError as error:
+                fault = str(error)
+        self.policy.agree(fault)  # so that no rank leaves before the checkpoint is whole
 
     def update(self, batch: PackedBatch) -> StepReport:
         """One optimizer step. Raises TrustError before it is taken when the engines' weights are not the policy's."""

@@ -11,7 +11,7 @@ from megatron_spell.data.store import StoreError, TokenStore
 from megatron_spell.evaluation.questions import QuestionsError, load_questions
 from megatron_spell.roles.templates import TemplateError, Templates
 from megatron_spell.text.tokenizer import Tokenizer, TokenizerError
-from megatron_spell.train.checkpoints import Checkpoints
+from megatron_spell.train.checkpoints import Checkpoints, all_but_tensors, none_is_whole
 from megatron_spell.train.run_folder import RunFolder
 from megatron_spell.train.saved_state import find_mismatch
 
@@ -22,6 +22,8 @@ RAY_GIB = 0.6
 # fp32 weights and gradients, and two Adam moments, of the policy; one copy of the weights in each engine.
 BYTES_PER_PARAMETER, MOMENT_BYTES_PER_PARAMETER = 8, 8
 ENGINE_BYTES_PER_PARAMETER = 4
+# Weights, main weights where they differ, and moments, waiting to be written.
+SNAPSHOT_BYTES_PER_PARAMETER = {"float32": 4 + 8, "bfloat16": 2 + 4 + 8}
 
 
 def faults(config: RunConfig, *, on_cpu: bool) -> list[str]:
@@ -79,7 +81,10 @@ def _questions(config: RunConfig) -> Iterator[str]:
 
 
 def _earlier_run(config: RunConfig) -> Iterator[str]:
-    checkpoint, _ = Checkpoints(RunFolder(config.run_folder).checkpoints, config.checkpoint.keep).latest()
+    checkpoints = Checkpoints(RunFolder(config.run_folder).checkpoints, config.checkpoint.keep)
+    checkpoint, torn = checkpoints.latest(hashed=all_but_tensors)  # rank 0 compares the tensors' before it loads them
+    if torn and checkpoint is None:
+        yield f"run_folder = {config.run_folder}: {none_is_whole(checkpoints, torn)}"
     mismatch = checkpoint and find_mismatch(checkpoint, config)
     if mismatch:
         yield f"run_folder = {config.run_folder}: {mismatch}; give another run_folder"
@@ -117,6 +122,8 @@ def memory_needed_gib(config: RunConfig) -> float:
         copies_of_moments = 1 if config.policy.distributed_optimizer else replicas
         policy_bytes += num_parameters * replicas * BYTES_PER_PARAMETER
         policy_bytes += num_parameters * copies_of_moments * MOMENT_BYTES_PER_PARAMETER
+    if config.checkpoint.asynchronous:  # one copy over all ranks of what a checkpoint holds
+        policy_bytes += shape.num_parameters * SNAPSHOT_BYTES_PER_PARAMETER[config.policy.dtype]
     trainers = mesh.world_size * TRAINER_GIB + policy_bytes / 2**30
     engine = ENGINE_GIB + config.rollout.kv_cache_gib + shape.num_parameters * ENGINE_BYTES_PER_PARAMETER / 2**30
     return trainers + config.rollout.engines * engine + RAY_GIB

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from megatron_spell.selfplay.assemble import assemble
 from megatron_spell.selfplay.collector import Collector, Taken
 from megatron_spell.selfplay.table import Table
 from megatron_spell.train.background import Background
-from megatron_spell.train.checkpoints import Checkpoints
+from megatron_spell.train.checkpoints import CheckpointError, Checkpoints, none_is_whole
 from megatron_spell.train.crew import Crew
 from megatron_spell.train.memory import MemoryWatch
 from megatron_spell.train.refresh import Refresh, Refreshed
@@ -64,16 +65,22 @@ class Run:
     step: int = 0
     refreshed: Refreshed | None = None
     sinks: Sinks | None = None
+    saving: Future[None] | None = None
 
     @property
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.folder.checkpoints, self.config.checkpoint.keep)
 
     def restore(self) -> None:
-        """Take policy and state from the newest whole checkpoint, or the policy from `model.path`; fill the engines."""
-        checkpoint, torn = self.checkpoints.latest()
+        """Take policy and state from the newest whole checkpoint, or the policy from `model.path`; fill the engines.
+
+        Raises CheckpointError when there are checkpoints and none is whole.
+        """
+        checkpoint, torn = self.checkpoints.latest()  # rank 0 decides; the others are told which
         for line in torn:
             self.console.print(line)
+        if checkpoint is None and torn:
+            raise CheckpointError(none_is_whole(self.checkpoints, torn))
         if checkpoint is None:
             self.crew.call("load_hf", self.config.model.path)
         else:
@@ -171,12 +178,20 @@ class Run:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
     def save_if_due(self) -> None:
+        """Begin a checkpoint where one is due. Raises what the one before raised, as soon as that is known."""
+        if self.saving is not None and self.saving.done():
+            self.settle_save()
         if self.step % self.config.checkpoint.every == 0 or self.step == self.config.steps:
             with spans.span("save", step=self.step):
+                self.settle_save()  # before it is begun: beginning removes what is not whole
                 folder = self.checkpoints.begin(self.step)
-                self.crew.call("save", folder / "policy")
                 SavedState(self.step, self.curriculum.state(), self.collector.state()).save(folder, self.config)
-                self.checkpoints.commit(self.step)
+                self.saving = self.crew.call("save", self.step, self.checkpoints)
+
+    def settle_save(self) -> None:
+        """Wait until the last checkpoint begun is whole. Raises what its save raised."""
+        self.crew.call("settle")
+        self.saving = None
 
     def summarise(self) -> None:
         summary = summarise(self.folder.metrics, self.evaluations())

@@ -11,6 +11,7 @@ from megatron_spell.train.run_folder import write_json
 
 STATE = "run.json"
 FORMAT = 1
+FIELDS = {"seed", "shape", "step", "curriculum", "collector"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ def _read(folder: Path) -> dict:
         raw = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / STATE} cannot be read: {error}") from None
-    if raw.get("format") != FORMAT:
-        raise CheckpointError(f"{folder} has format {raw.get('format')}, this version reads {FORMAT}")
+    found = raw.get("format") if isinstance(raw, dict) else None
+    if found != FORMAT or not raw.keys() >= FIELDS:
+        raise CheckpointError(f"{folder / STATE} has format {found}, this version reads {FORMAT} with all its fields")
     return raw

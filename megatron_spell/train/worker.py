@@ -22,10 +22,14 @@ def work(config: RunConfig) -> int:
         setup.initialise(config.policy.mesh.mesh(), config.policy.timeout_s)
         member = Member(config, ModelShape.load(config.model.path))
         crew = Crew(member, wait_s=config.cluster.step_timeout_s)
-        if rank_of_this_process():
-            crew.follow()
-        else:
-            _lead(config, crew)
+        try:
+            if rank_of_this_process():
+                crew.follow()
+            else:
+                _lead(config, crew)
+        except Exception:
+            _finish_save(member)
+            raise
     except (ValueError, TimeoutError) as error:
         _tell(error)
         return RUN_ERROR
@@ -40,6 +44,14 @@ def _lead(config: RunConfig, crew: Crew) -> None:
         crew.dismiss()
     finally:
         run.close()
+
+
+def _finish_save(member: Member) -> None:
+    """The run has failed; the checkpoint under way is still worth having, and needs every rank until it is whole."""
+    try:
+        member.settle()
+    except Exception as error:
+        _tell(error)
 
 
 def _tell(error: Exception) -> None:

@@ -121,17 +121,31 @@ def test_resuming_without_a_checkpoint(store, tmp_path):
     assert "holds no whole checkpoint; start without --resume" in lines[0]
 
 
-def test_a_checkpoint_of_another_model(store, tmp_path):
+def commit_checkpoint(run_folder: Path) -> Path:
     from megatron_spell.train.checkpoints import Checkpoints
 
-    run_folder = tmp_path / "run"
     checkpoints = Checkpoints(run_folder / "checkpoints", keep=1)
     folder = checkpoints.begin(3)
-    (folder / "run.json").write_text(json.dumps({"format": 1, "seed": 0, "shape": {"family": "qwen3"}, "step": 3}))
-    checkpoints.commit(3)
-    code, lines = dry_run(store, run_folder)
+    state = {"format": 1, "seed": 0, "shape": {"family": "qwen3"}, "step": 3, "curriculum": {}, "collector": {}}
+    (folder / "run.json").write_text(json.dumps(state))
+    return checkpoints.commit(3)
+
+
+def test_a_checkpoint_of_another_model(store, tmp_path):
+    commit_checkpoint(tmp_path / "run")
+    code, lines = dry_run(store, tmp_path / "run")
     assert code == 2
     assert "is a checkpoint of another model than model.path" in lines[0]
+
+
+@pytest.mark.parametrize("damage", ["", "torn"])
+def test_a_run_whose_only_checkpoint_is_torn(store, tmp_path, damage):
+    (commit_checkpoint(tmp_path / "run") / "run.json").write_text(damage)
+    code, lines = dry_run(store, tmp_path / "run")
+    assert code == 2
+    assert len(lines) == 1
+    assert "none of its 1 checkpoints is whole" in lines[0]
+    assert "begin anew in another run_folder" in lines[0]
 
 
 def test_a_missing_run_file():

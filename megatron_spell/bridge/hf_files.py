@@ -60,7 +60,7 @@ def _by_file(folder: Path, inventory: Inventory) -> dict[Path, list[Segment]]:
         if not single.is_file():
             raise CheckpointError(f"{folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}")
         return {single: list(inventory)}
-    weight_map = _read_index(index)
+    weight_map = read_index(index)
     by_file: dict[Path, list[Segment]] = defaultdict(list)
     for segment in inventory:
         if segment.hf_name not in weight_map:
@@ -69,7 +69,8 @@ def _by_file(folder: Path, inventory: Inventory) -> dict[Path, list[Segment]]:
     return by_file
 
 
-def _read_index(index: Path) -> dict[str, str]:
+def read_index(index: Path) -> dict[str, str]:
+    """Tensor name -> file name, from an index file. Raises CheckpointError."""
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         # a name with a folder in it could point outside of the checkpoint

@@ -1,10 +1,13 @@
 """One rank of the checkpoint tests: runs the cases in argv[1] one after the other, each with process groups of its own.
 
 A case that saves goes on with two more updates while the checkpoint is written behind its back; one that loads takes
-the same two. Both note all that could tell them apart.
+the same two. Both note all that could tell them apart. Others die, or fail, in the middle of a save.
 """
 
+import errno
 import json
+import os
+import signal
 import sys
 import threading
 from contextlib import nullcontext
@@ -17,12 +20,16 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from megatron_spell.algo.losses import row_weights
+from megatron_spell.bridge import hf_files as bridge_files
+from megatron_spell.bridge.hf_files import SafetensorsWriter
+from megatron_spell.bridge.transports.base import TransportError
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import CheckpointSection, MeshSection, PolicySection, RunConfig
 from megatron_spell.policy import setup
 from megatron_spell.policy.saving import CheckpointWriter
 from megatron_spell.policy.worker import MegatronPolicy
-from megatron_spell.train.checkpoints import Checkpoints
+from megatron_spell.train import checkpoints as checkpoints_module
+from megatron_spell.train.checkpoints import CheckpointError, Checkpoints
 from megatron_spell.train.member import Member, rank_of_this_process
 from tests.distributed.policy_lab import ANY_DIFF, LAYOUT_SWITCHES, OPTIMIZER, TEMPERATURE, batch_for, make_rows
 
@@ -34,7 +41,11 @@ WARMING_UP = OPTIMIZER.model_copy(update={"warmup_steps": 8})
 def config_of(case: dict) -> RunConfig:
     switches = {name: case[name] for name in LAYOUT_SWITCHES if name in case}
     policy = PolicySection(
-        mesh=MeshSection(**case["mesh"]), dtype=case.get("dtype", "float32"), optimizer=WARMING_UP, **switches
+        mesh=MeshSection(**case["mesh"]),
+        dtype=case.get("dtype", "float32"),
+        optimizer=WARMING_UP,
+        timeout_s=case.get("timeout_s", 60),
+        **switches,
     )
     return RunConfig.model_validate(
         {
@@ -70,7 +81,7 @@ def update(policy: MegatronPolicy, seed: int) -> dict:
     batch = batch_for(policy, rows)
     log_probs = policy.log_probs(batch)
     weights = row_weights(rows, "per_role")
-    surrogate = -sum(w * row.advantage * float(found.sum()) for w, row, found in zip(weights, rows, log_probs))
+    surrogate = -sum(w * row.advantage * found.sum(dtype=float) for w, row, found in zip(weights, rows, log_probs))
     report = policy.update(batch)
     return {
         "log_probs": [float(value) for found in log_probs for value in found],
@@ -125,12 +136,75 @@ def resume(member: Member, case: dict) -> dict:
     return seen | {"updates": [update(member.policy, seed) for seed in range(SAVED_AT, LAST)]}
 
 
+def save_every_update(member: Member, case: dict) -> dict:
+    """Killed in the third save, at the place the case names; what the updates were is noted as they come."""
+    member.load_hf(Path(case["model"]))
+    updates = []
+    for seed in range(LAST):
+        updates.append(update(member.policy, seed))
+        if rank_of_this_process() == 0:
+            Path(case["out"], "updates.json").write_text(json.dumps(updates))
+        if seed == SAVED_AT:
+            member.settle()
+            arm(*KILLED_IN[case["kill"]])
+        begin_save(member, case["out"], seed + 1)
+    member.settle()
+    raise AssertionError("outlived its end")
+
+
+def arm(owner: object, name: str) -> None:
+    """From now on whoever calls `owner.name` is killed as by `kill -9`."""
+    setattr(owner, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+
+
+KILLED_IN = {"tensors": (SafetensorsWriter, "put"), "the commit": (checkpoints_module, "_sync")}
+
+
+def told(member: Member) -> list[str]:
+    """What waiting for the save says on every rank."""
+    try:
+        member.settle()
+        said = ""
+    except (CheckpointError, bridge_files.CheckpointError, TransportError) as error:
+        said = str(error)
+    everyone = [""] * dist.get_world_size()
+    dist.all_gather_object(everyone, said)
+    return everyone
+
+
+def fill_the_disk(member: Member, case: dict) -> dict:
+    """The first save succeeds, the second finds no space, the third succeeds again."""
+    member.load_hf(Path(case["model"]))
+    begin_save(member, case["out"], 1)
+    first = told(member)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with patch.object(checkpoints_module, "_sync", side_effect=full):
+        begin_save(member, case["out"], 2)
+        second = told(member)
+    kept = str(checkpoints_of(case["out"]).latest()[0])
+    begin_save(member, case["out"], 3)
+    return {"told": [first, second, told(member)], "kept": kept}
+
+
+def leave_alone(member: Member, case: dict) -> dict:
+    """Rank 1 never takes part in the save."""
+    member.load_hf(Path(case["model"]))
+    if rank_of_this_process() == 1:
+        member.policy.write = lambda state, folder: None
+    begin_save(member, case["out"], 1)
+    return {"told": told(member), "steps": checkpoints_of(case["out"]).steps()}
+
+
+DEEDS = {"save": save_and_go_on, "die": save_every_update, "full disk": fill_the_disk, "alone": leave_alone}
+
+
 def run_case(case: dict) -> None:
     config = config_of(case)
     setup.initialise(config.policy.mesh.mesh(), timeout_s=60)
     member = Member(config, ModelShape.load(config.model.path))
-    seen = (resume if "load" in case else save_and_go_on)(member, case)
-    member.policy.export_hf(Path(case["out"], "weights"))
+    seen = (resume if "load" in case else DEEDS[case.get("do", "save")])(member, case)
+    if "updates" in seen:
+        member.policy.export_hf(Path(case["out"], "weights"))
     if dist.get_rank() == 0:
         Path(case["out"], "seen.json").write_text(json.dumps(seen))
     parallel_state.destroy_model_parallel()

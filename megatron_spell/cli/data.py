@@ -1,10 +1,11 @@
 """`megatron-spell data`: build a token store and look into one. Heavy imports happen inside the commands."""
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from megatron_spell.cli.refusal import refuse
 
 if TYPE_CHECKING:
     from megatron_spell.data.build import BuildReport
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
 
 data_app = typer.Typer(no_args_is_help=True)
 
-USAGE_ERROR = 2
 _SHOWN_SETS = 5
 _BARS = 8
 _BAR_WIDTH = 40
@@ -54,9 +54,9 @@ def build(
         loaded = Tokenizer.load(tokenizer)
         report = build_store(sources, loaded, out, settings)
     except TokenizerError as error:
-        _refuse(f"--tokenizer {tokenizer}: {error}")
+        refuse(f"--tokenizer {tokenizer}: {error}")
     except (SourceError, BuildError) as error:
-        _refuse(str(error))
+        refuse(str(error))
     _print_report(report)
 
 
@@ -79,12 +79,7 @@ def show(
             else:
                 _print_set(opened, set_id)
     except StoreError as error:
-        _refuse(str(error))
-
-
-def _refuse(line: str) -> NoReturn:
-    print(f"megatron-spell: {line}", file=sys.stderr)
-    raise typer.Exit(USAGE_ERROR)
+        refuse(str(error))
 
 
 def _print_report(report: "BuildReport") -> None:

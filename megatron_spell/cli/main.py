@@ -1,4 +1,4 @@
-"""`megatron-spell`: train, data, config. Heavy imports happen inside the commands."""
+"""`megatron-spell`: train, convert, data, config. Heavy imports happen inside the commands."""
 
 import os
 import sys
@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from megatron_spell.cli.convert import convert
 from megatron_spell.cli.data import data_app
+from megatron_spell.cli.refusal import USAGE_ERROR, refuse
 from megatron_spell.config.load import ConfigError, load_config
 from megatron_spell.config.schema import RunConfig
 
@@ -17,12 +19,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(convert)
 app.add_typer(data_app, name="data", help="Build and look into token stores.")
 
 RunFile = Annotated[Path, typer.Argument(help="YAML of the run, for instance examples/quickstart/run.yaml")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.field=value; may be given many times")]
 
-USAGE_ERROR = 2
 INTERRUPTED = 130
 # All that can be wrong with arguments; typer, which carries a click of its own, shows it only as this parent.
 UsageError = typer.BadParameter.__mro__[1]
@@ -41,7 +43,7 @@ def train(
 
     faults = check(config, resume=resume)
     if faults:
-        _refuse(faults)
+        refuse(*faults)
     if dry_run:
         typer.echo(f"{run}: nothing stands in the way of this run")
         return
@@ -58,14 +60,7 @@ def _load(run: Path, overrides: list[str] | None) -> RunConfig:
     try:
         return load_config(run, overrides or ())
     except ConfigError as error:
-        _refuse(error.lines)
-        raise  # not reached; keeps the type checker certain
-
-
-def _refuse(lines: list[str] | tuple[str, ...]) -> None:
-    for line in lines:
-        print(f"megatron-spell: {line}", file=sys.stderr)
-    raise typer.Exit(USAGE_ERROR)
+        refuse(*error.lines)
 
 
 def _rank_under_torchrun() -> int | None:

@@ -44,6 +44,8 @@ def test_every_step_leaves_its_figures(uninterrupted):
         assert {"rounds/outcome/usable", "curriculum/document_tokens", "tokens/trained"} <= entry.keys()
         outcomes = [value for name, value in entry.items() if name.startswith("rounds/outcome/")]
         assert sum(outcomes) == entry["rounds/count"] + entry["rounds/outcome/surplus"]
+    assert sum("time/save" in entry for entry in steps) == 2  # the last save ends after the last line
+    assert any("time/save_background" in entry for entry in steps)
 
 
 def test_every_completion_was_written_by_the_weights_of_its_step(uninterrupted):
@@ -71,7 +73,18 @@ def test_the_checkpoint_loads_in_transformers(uninterrupted):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
+def test_the_run_converts_to_a_folder_that_transformers_loads(uninterrupted, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    done = cli(["convert", str(uninterrupted), "--out", str(tmp_path / "new"), "--dtype", "bfloat16"], expect=0)
+    assert "as bfloat16" in done.stdout
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "new", dtype="auto")
+    assert {str(parameter.dtype) for parameter in model.parameters()} == {"torch.bfloat16"}
+    assert AutoTokenizer.from_pretrained(tmp_path / "new")("def")["input_ids"]
+
+
 def test_a_killed_run_goes_on_with_the_very_step_it_would_have_taken(uninterrupted, store, tmp_path):
+    """Even where a bit of its newest checkpoint has turned over: that one is named, and the one before is used."""
     folder = tmp_path / "killed"
     settings = overrides(store, folder, steps=STEPS)
     run = subprocess.Popen(
@@ -84,13 +97,23 @@ def test_a_killed_run_goes_on_with_the_very_step_it_would_have_taken(uninterrupt
     os.kill(run.pid, signal.SIGKILL)
     run.wait(30)
     assert_all_end(started)
-    cli(train_command(settings, "--resume"), expect=0)
+    newest, _ = Checkpoints(folder / "checkpoints", keep=9).latest()
+    flip_a_bit(newest / "policy/adam_first_moment/model.safetensors")
+    done = cli(train_command(settings, "--resume"), expect=0)
+    assert f"{newest}: policy/adam_first_moment/model.safetensors differs from its checksum" in done.stdout
+    assert f"going on after step {int(newest.name[-6:]) - 1} from " in done.stdout
     assert [entry["step"] for entry in metrics(folder)] == [1, 2, 3]
     for step in (1, 2, 3):
         assert [words(r) for r in rounds(folder, step)] == [words(r) for r in rounds(uninterrupted, step)]
         one, other = metrics(folder)[step - 1], metrics(uninterrupted)[step - 1]
         for name in ("policy/loss", "policy/grad_norm", "questioner/reward/mean"):
             assert one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-7), (step, name)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
 
 
 def words(played: dict) -> tuple:

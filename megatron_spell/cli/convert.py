@@ -37,7 +37,6 @@ def convert(
 ) -> None:
     """Write a Hugging Face folder (weights, config, tokenizer) from a checkpoint of a run."""
     max_shard_bytes = parse_size(max_shard_size)
-    import torch
     from rich.console import Console
 
     from megatron_spell.bridge.boxes import BridgeError
@@ -48,14 +47,14 @@ def convert(
             found = conversion.find_source(source, step)
         for note in found.notes:
             typer.echo(f"note: {note}", err=True)
-        chosen = conversion.choose(found, getattr(torch, dtype) if dtype else None)
+        chosen = conversion.choose(found, dtype.value if dtype else None)
         with _bar(chosen.num_bytes) as written:
             files = conversion.convert(chosen, out, max_shard_bytes=max_shard_bytes, written=written)
     except (conversion.ConvertError, BridgeError) as error:
         refuse(str(error))
     typer.echo(
         f"{out}: {len(chosen.tensors)} tensors from {next(iter(chosen.tensors.values())).file.parent} as"
-        f" {str(chosen.dtype).removeprefix('torch.')}, {_shown(chosen.num_bytes)} in {len(files)} file(s);"
+        f" {chosen.dtype_name}, {_shown(chosen.num_bytes)} in {len(files)} file(s);"
         f" one tensor in memory at a time, {_shown(chosen.peak_bytes)} at most"
     )
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -44,6 +45,10 @@ class Conversion:
     companions: Path
 
     @property
+    def dtype_name(self) -> str:
+        return _name(self.dtype)
+
+    @property
     def num_bytes(self) -> int:
         return sum(tensor.num_elements for tensor in self.tensors.values()) * self.dtype.itemsize
 
@@ -74,7 +79,7 @@ def find_source(path: Path, step: int | None = None) -> Source:
     )
 
 
-def choose(source: Source, dtype: torch.dtype | None) -> Conversion:
+def choose(source: Source, dtype: Literal["float32", "bfloat16"] | None) -> Conversion:
     """What to write as `dtype`, or as the weights are when it is None; main weights serve every dtype but that.
 
     Raises ConvertError, BridgeError.
@@ -82,9 +87,9 @@ def choose(source: Source, dtype: torch.dtype | None) -> Conversion:
     tensors = stored_tensors(source.weights)
     found = {tensor.dtype for tensor in tensors.values()}
     if dtype is None and len(found) != 1:
-        names = ", ".join(sorted(str(each).removeprefix("torch.") for each in found)) or "no"
+        names = ", ".join(sorted(map(_name, found))) or "no"
         raise ConvertError(f"{source.weights}: holds {names} tensors; say which --dtype to write")
-    wanted = dtype or next(iter(found))
+    wanted = getattr(torch, dtype) if dtype else next(iter(found))
     if source.main_weights is not None and found != {wanted}:
         tensors = stored_tensors(source.main_weights)
     return Conversion(tensors, wanted, source.weights)
@@ -114,6 +119,10 @@ def convert(
         shutil.rmtree(partial_folder(out), ignore_errors=True)
         raise
     return list(shard_files(shapes, conversion.dtype.itemsize, max_shard_bytes))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _in_run(checkpoints: Checkpoints, step: int | None) -> Source:

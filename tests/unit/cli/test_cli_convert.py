@@ -203,7 +203,7 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path):
     size = 4 * 2**20
     tensors = {f"t{i:02d}": torch.full((size // 4,), float(i)) for i in range(40)}
     write_hf_folder(tmp_path / "big", tensors.items(), dict.fromkeys(tensors, (size // 4,)), torch.float32)
-    chosen = conversion.choose(conversion.find_source(tmp_path / "big"), torch.bfloat16)
+    chosen = conversion.choose(conversion.find_source(tmp_path / "big"), "bfloat16")
     before, seen = own_memory(), []
     conversion.convert(chosen, tmp_path / "new", max_shard_bytes=10**9, written=lambda _: seen.append(own_memory()))
     assert chosen.peak_bytes == size * 3 // 2

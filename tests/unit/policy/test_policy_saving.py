@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -72,14 +73,14 @@ def half_run(alone, model, tmp_path):
     return policy, tmp_path / "run"
 
 
-def converted(run: Path, out: Path, dtype: torch.dtype | None) -> Path:
+def converted(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None) -> Path:
     convert(choose(find_source(run), dtype), out, max_shard_bytes=10**9)
     return out
 
 
 def test_a_conversion_to_float32_gives_the_optimizers_own_weights(half_run, tmp_path):
     policy, run = half_run
-    found = load_file(converted(run, tmp_path / "new", torch.float32) / "model.safetensors")
+    found = load_file(converted(run, tmp_path / "new", "float32") / "model.safetensors")
     main = {name: parameter.main_param for name, parameter in policy.model.named_parameters()}
     for segment in policy.inventory():
         own = main[segment.local_name].view(policy.local_tensors()[segment.local_name].shape)
@@ -89,7 +90,7 @@ def test_a_conversion_to_float32_gives_the_optimizers_own_weights(half_run, tmp_
 def test_a_conversion_speaks_like_the_policy(alone, half_run, tmp_path):
     """In transformers, what float32 weights give is what a float32 policy gives that goes on from the checkpoint."""
     _, run = half_run
-    folder = converted(run, tmp_path / "new", torch.float32)
+    folder = converted(run, tmp_path / "new", "float32")
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     policy = make_policy(folder)
     policy.load(run / "checkpoints/step_000002/policy")

@@ -1,11 +1,15 @@
 """How rank 0, which plays, commands the trainer ranks, which follow: one command at a time, done by all together."""
 
+import time
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
 _DISMISS = "dismiss"
+# A rank 0 that has failed loses its connections before its process ends. Its exit is the one to be reported, so the
+# others stay until it is noticed, which ends them.
+PARTING_S = 10.0
 
 
 class Crew:
@@ -49,6 +53,7 @@ class Crew:
         try:
             dist.broadcast_object_list(said, src=0, group=self._group)
         except RuntimeError as error:
+            time.sleep(PARTING_S)
             raise TimeoutError(
                 f"trainer rank {dist.get_rank()} heard nothing from trainer rank 0 (limit {self._wait_s:g} s): "
                 f"{str(error).splitlines()[0]}"

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from megatron_spell.layout.mesh import Mesh
 from megatron_spell.train.checkpoints import Checkpoints, find_fault
-from tests.distributed.policy_lab import write_tiny_qwen3
+from tests.distributed.policy_lab import write_tiny
 from tests.distributed.processes import run_ranks
 
 pytestmark = pytest.mark.slow
@@ -29,10 +30,11 @@ class Lab:
         out.mkdir()
         if "load" in more:
             more["load"] = str(self.folder / more["load"])
-        return {"model": str(self.folder / "model"), "out": str(out), "mesh": mesh, **more}
+        model = "experts" if name.startswith("experts") else "model"
+        return {"model": str(self.folder / model), "out": str(out), "mesh": mesh, **more}
 
     def run(self, cases: list[dict]) -> None:
-        num_ranks = int(np.prod(list(cases[0]["mesh"].values())))
+        num_ranks = Mesh(**cases[0]["mesh"]).world_size
         listing = self.folder / f"{num_ranks} ranks.json"
         listing.write_text(json.dumps(cases))
         run_ranks(RANK, num_ranks, str(listing), timeout_s=200)
@@ -55,9 +57,15 @@ class Lab:
 def lab(tmp_path_factory) -> Lab:
     """Four ranks save, then two, then one goes on; every launch does all that its number of ranks is asked to."""
     lab = Lab(tmp_path_factory.mktemp("checkpoints"))
-    write_tiny_qwen3(lab.folder / "model", tied=True)
+    write_tiny(lab.folder / "model", "qwen3", tied=True)
+    write_tiny(lab.folder / "experts", "moe")
     dp_split = {"mesh": {"dp": 2}, **SPLIT_ADAM}
-    lab.run([lab.case("tp sp cp split", {"tp": 2, "cp": 2}, **SP, **SPLIT_ADAM)])
+    lab.run(
+        [
+            lab.case("tp sp cp split", {"tp": 2, "cp": 2}, **SP, **SPLIT_ADAM),
+            lab.case("experts tp sp ep split", {"tp": 2, "dp": 2, "ep": 2, "etp": 1}, **SP, **SPLIT_ADAM),
+        ]
+    )
     lab.run(
         [
             lab.case("tp", {"tp": 2}),
@@ -66,6 +74,7 @@ def lab(tmp_path_factory) -> Lab:
             lab.case("dp split", **dp_split, **LATER),
             lab.case("dp split then dp split", **dp_split, load="dp split"),
             lab.case("tp sp cp split then tp sp", {"tp": 2}, **SP, load="tp sp cp split"),
+            lab.case("experts tp sp ep split then pp vpp", {"pp": 2, "vpp": 2}, load="experts tp sp ep split"),
             lab.case("pp held up", {"pp": 2}, asynchronous=False),
             lab.case("pp held up then dp split", **dp_split, load="pp held up"),
             lab.case("bf16", **dp_split, dtype="bfloat16", **LATER),
@@ -88,6 +97,7 @@ def lab(tmp_path_factory) -> Lab:
         "dp split then dp split",
         "tp sp cp split then tp sp",
         "pp held up then dp split",
+        "experts tp sp ep split then pp vpp",
     ],
 )
 def test_the_next_two_updates_equal_those_of_the_run_that_went_on(lab, name):

@@ -16,7 +16,7 @@ from megatron_spell.layout.mesh import Mesh
 from megatron_spell.policy.saving import shared_out
 from megatron_spell.train.checkpoints import Checkpoints
 from megatron_spell.train.convert import choose, convert, find_source
-from tests.distributed.policy_lab import make_batch, make_policy, make_rows
+from tests.distributed.policy_lab import make_batch, make_policy, make_rows, write_tiny
 
 MESHES = [Mesh(), Mesh(tp=2), Mesh(dp=4), Mesh(tp=2, pp=2, dp=2), Mesh(pp=4, cp=2), Mesh(tp=2, cp=2, dp=2)]
 
@@ -24,7 +24,15 @@ MESHES = [Mesh(), Mesh(tp=2), Mesh(dp=4), Mesh(tp=2, pp=2, dp=2), Mesh(pp=4, cp=
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_all_ranks_together_contribute_one_copy(models, mesh, tied):
-    shape = ModelShape.load(models[tied])
+    assert_shared_out(ModelShape.load(models[tied]), mesh)
+
+
+@pytest.mark.parametrize("mesh", [Mesh(dp=4, ep=2), Mesh(tp=2, pp=2, vpp=2, dp=2, ep=2, etp=1)], ids=str)
+def test_experts_are_shared_out_too(tmp_path, mesh):
+    assert_shared_out(ModelShape.load(write_tiny(tmp_path / "experts", "moe")), mesh)
+
+
+def assert_shared_out(shape: ModelShape, mesh: Mesh) -> None:
     inventories = {rank: trainer_inventory(shape, mesh, rank) for rank, _ in mesh.ranks()}
     shares = shared_out(inventories)
     counts = {rank: sum(s.hf_box.num_elements for s in share) for rank, share in shares.items()}
@@ -81,7 +89,7 @@ def converted(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None
 def test_a_conversion_to_float32_gives_the_optimizers_own_weights(half_run, tmp_path):
     policy, run = half_run
     found = load_file(converted(run, tmp_path / "new", "float32") / "model.safetensors")
-    main = {name: parameter.main_param for name, parameter in policy.model.named_parameters()}
+    main = {name: parameter.main_param for name, parameter in policy.parameters.items()}
     for segment in policy.inventory():
         own = main[segment.local_name].view(policy.local_tensors()[segment.local_name].shape)
         assert torch.equal(found[segment.hf_name][segment.hf_box.index], own[segment.local_box.index])

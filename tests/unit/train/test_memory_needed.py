@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import RunConfig
 from megatron_spell.train.preflight import BYTES_PER_PARAMETER, MOMENT_BYTES_PER_PARAMETER, memory_needed_gib
 
@@ -28,9 +29,13 @@ EXPERTS = 8 * 64 * 3 * 512 * 512
 def needed(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(MOE))
 
-    def of(**policy) -> float:
+    def of(asynchronous: bool = True, **policy) -> float:
+        saves = {"asynchronous": asynchronous}
         place = {"run_folder": tmp_path, "model": {"path": tmp_path}, "data": {"store": tmp_path / "store.h5"}}
-        return memory_needed_gib(RunConfig.model_validate({"name": "t", **place, "policy": policy})) * 2**30
+        return (
+            memory_needed_gib(RunConfig.model_validate({"name": "t", **place, "policy": policy, "checkpoint": saves}))
+            * 2**30
+        )
 
     return of
 
@@ -45,3 +50,10 @@ def test_split_moments_are_counted_once(needed):
     whole, split = (needed(mesh={"dp": 4, "ep": 4}, distributed_optimizer=d) for d in (False, True))
     dense = (whole - split) / MOMENT_BYTES_PER_PARAMETER / 3  # three of four copies; experts have one anyway
     assert 0 < dense < EXPERTS / 10
+
+
+@pytest.mark.parametrize(("dtype", "num_bytes"), [("float32", 12), ("bfloat16", 14)])
+def test_a_snapshot_takes_one_copy_of_the_state_over_all_ranks(needed, tmp_path, dtype, num_bytes):
+    layout = {"mesh": {"dp": 4, "ep": 2}, "dtype": dtype}
+    snapshot = needed(**layout) - needed(asynchronous=False, **layout)
+    assert snapshot == pytest.approx(num_bytes * ModelShape.load(tmp_path).num_parameters)

@@ -19,6 +19,7 @@ from megatron_spell.policy import attention, optimizer, optimizer_state, setup, 
 from megatron_spell.policy.context import Share
 from megatron_spell.policy.microbatches import BinTensors
 from megatron_spell.policy.model import PolicyModel
+from megatron_spell.policy.saving import Part
 from tests.distributed.policy_lab import (
     LAYOUT_SWITCHES,
     VOCAB,
@@ -81,7 +82,7 @@ def write_gradients(policy, rows: list, out: Path) -> None:
         if policy.policy.distributed_optimizer:  # each rank's buffer is reduced in its own stretch only
             optimizer_state._sum(whole, optimizer_state._replicas_of(piece.parameter))
         gradients[piece.name] = whole.view_as(piece.parameter)
-    policy._write(out / "gradients", gradients, torch.float32)
+    policy._writer.write_folder(out / "gradients", Part("gradients", gradients, torch.float32), companions=None)
     policy.optimizer.zero_grad()
 
 

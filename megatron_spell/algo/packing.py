@@ -15,8 +15,8 @@ import numpy as np
 from megatron_spell.algo.errors import AlgoError
 from megatron_spell.types.batches import ROLE_INDEX, Bin, PackedBatch, TrainRow
 
-# Where the caller does not know the model: attention over this many tokens costs as much as the rest of a layer when the
-# hidden size is about 2,700 (6 * hidden size).
+# For callers that do not know the model: attention over this many tokens costs as much as the rest of a layer, 6 *
+# hidden size, here for about 2,700.
 DEFAULT_ATTENTION_TOKENS = 16384
 NO_ROW = -1
 

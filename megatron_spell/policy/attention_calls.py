@@ -6,7 +6,7 @@ Everything here is a table made from the bin's segments; no query or key is look
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -114,7 +114,7 @@ def _call(parts: list[Part], device: torch.device) -> Call:
 
 
 def _rows(spans: list[Span], device: torch.device) -> slice | Tensor:
-    if all(before[1] == after[0] for before, after in zip(spans, spans[1:])):
+    if all(before[1] == after[0] for before, after in pairwise(spans)):
         return slice(spans[0][0], spans[-1][1])
     return torch.cat([torch.arange(start, stop) for start, stop in spans]).to(device)
 

@@ -6,6 +6,7 @@ the gradients: P = exp(score - lse) and dS = P * (dP - sum(dO * O)) then hold ov
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -164,8 +165,7 @@ def part_slices(call: Call) -> Iterator[tuple[slice, slice]]:
 
 
 def _spans(starts: Tensor) -> list[Span]:
-    bounds = starts.tolist()
-    return list(zip(bounds, bounds[1:]))
+    return list(pairwise(starts.tolist()))
 
 
 def _heads_first(x: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ class Bin:
     response: a token of [start, stop) attends to all of [prompt_start, prompt_stop) when that is another span, and
     causally to its own. `position_ids_T` continue from the prompt in every response. For trained token i: the hidden
     state at `predictors_A[i]` predicts `labels_A[i]`, belongs to row `row_A[i]` of the batch and has the loss weight
-    `weights_A[i]` (settled globally, so that bins only add up) and `advantages_A[i]`. The first `num_real_tokens` are of
-    rows, the others padding; a filler has none.
+    `weights_A[i]` (settled globally, so that bins only add up) and `advantages_A[i]`. The first `num_real_tokens` are
+    of rows, the others padding; a filler has none.
     """
 
     token_ids_T: np.ndarray

@@ -1,4 +1,4 @@
-"""Whatever bins rows are packed into: log-probs, loss and gradients are those of Hugging Face's rows run by themselves."""
+"""Whatever bins rows are packed into: log-probs, loss and gradients are those of rows run by themselves."""
 
 from dataclasses import replace
 

@@ -6,8 +6,9 @@ shared: a prompt once, its answers behind it, one group a bin. separate: every r
 of the same capacity. padded: one row a bin, padded to the longest (the padding attends to itself alone, so this is
 kinder than a padded batch usually is). Answer lengths spread evenly from half of --answer to one and a half.
 
-All ways run in turn in one process, so that a noisy machine hits all of them; a ratio is of two passes of one repeat.
-The first round warms up and its gradients are compared. FLOPs are counted, forward and backward, without recomputation
+All ways run in turn in one process; a ratio is of two passes of one repeat. Time is processor time on the CPU, which
+other processes on the machine do not add to (they do slow the caches), and the clock's on a GPU. The first round warms
+up and its gradients are compared. FLOPs are counted, forward and backward, without recomputation
 (algo/flops.py). Peak memory is that of one pass above what was resident before it: on the CPU by resetting the peak
 resident size (Linux), on a GPU by the allocator's count.
 
@@ -75,7 +76,8 @@ class Way:
     batch: PackedBatch
     flops: int
     gradients: list[torch.Tensor] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # of the processor, or on a GPU the clock's
+    clock_seconds: list[float] = field(default_factory=list)
     peak_bytes: list[int] = field(default_factory=list)
 
 
@@ -131,11 +133,12 @@ def make_policy(device: str) -> MegatronPolicy:
 def run_pass(policy: MegatronPolicy, way: Way) -> None:
     """Forward and backward over the way's bins; the gradients stay in the policy."""
     resident = start_memory()
-    started = time.perf_counter()
+    started, began = time.process_time(), time.perf_counter()
     step.accumulate_gradients(policy.ddp, way.batch, policy.algo)
     if platform.device().type == "cuda":
         torch.cuda.synchronize()
-    way.seconds.append(time.perf_counter() - started)
+    way.clock_seconds.append(time.perf_counter() - began)
+    way.seconds.append(way.clock_seconds[-1] if platform.device().type == "cuda" else time.process_time() - started)
     way.peak_bytes.append(peak_memory() - resident)
 
 
@@ -163,8 +166,8 @@ def measure(policy: MegatronPolicy, ways: dict[str, Way], repeats: int) -> None:
     for way in ways.values():
         run_pass(policy, way)
         way.gradients = [parameter.main_grad.clone() for parameter in policy.model.parameters()]
-        way.seconds.clear()
-        way.peak_bytes.clear()
+        for measured in (way.seconds, way.clock_seconds, way.peak_bytes):
+            measured.clear()
     for _ in range(repeats):
         for way in ways.values():
             run_pass(policy, way)
@@ -188,7 +191,17 @@ def time_ratios(way: Way, shared: Way) -> list[float]:
 
 def show_passes(console: Console, prompt: int, ways: dict[str, Way], peak_tflops: float | None) -> None:
     table = Table(title=f"prompt {prompt}")
-    for column in ("way", "bins", "tokens", "useful", "TFLOP", "seconds, median (range)", "GFLOP/s", "peak MiB"):
+    for column in (
+        "way",
+        "bins",
+        "tokens",
+        "useful",
+        "TFLOP",
+        "seconds, median (range)",
+        "by the clock",
+        "GFLOP/s",
+        "MiB",
+    ):
         table.add_column(column, justify="right")
     if peak_tflops:
         table.add_column("MFU", justify="right")
@@ -201,6 +214,7 @@ def show_passes(console: Console, prompt: int, ways: dict[str, Way], peak_tflops
             f"{batch.useful_token_fraction:.1%}",
             f"{way.flops / 1e12:.3f}",
             spread(way.seconds),
+            f"{statistics.median(way.clock_seconds):.2f}",
             f"{way.flops / seconds / 1e9:.1f}",
             f"{statistics.median(way.peak_bytes) / 2**20:.0f}",
         ]
@@ -294,8 +308,8 @@ def main() -> int:
     policy = make_policy(device)
     peak_tflops = peak_of_device(device, options)
     console.print(
-        f"{policy.shape.num_parameters / 1e6:.1f}M parameters, {policy.policy.dtype}, {device}, torch {torch.__version__},"
-        f" {torch.get_num_threads()} threads; groups: {options.groups}, each {options.answers} answers of"
+        f"{policy.shape.num_parameters / 1e6:.1f}M parameters, {policy.policy.dtype}, torch {torch.__version__} on"
+        f" {device}, {torch.get_num_threads()} threads; groups: {options.groups}, each {options.answers} answers of"
         f" {options.answer} tokens on average"
     )
     faults = []

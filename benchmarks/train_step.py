@@ -165,7 +165,7 @@ def of_process(what: str) -> int:
 def measure(policy: MegatronPolicy, ways: dict[str, Way], repeats: int) -> None:
     for way in ways.values():
         run_pass(policy, way)
-        way.gradients = [parameter.main_grad.clone() for parameter in policy.model.parameters()]
+        way.gradients = [parameter.main_grad.clone() for parameter in policy.parameters.values()]
         for measured in (way.seconds, way.clock_seconds, way.peak_bytes):
             measured.clear()
     for _ in range(repeats):

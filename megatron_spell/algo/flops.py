@@ -1,7 +1,8 @@
 """Floating-point operations of a training pass: what a token, an attended pair and a trained token cost.
 
 Matrix products only, a multiplication and an addition counted as two, as model FLOPs are usually counted: norms, rotary
-positions and the softmax are left out, and so is what is computed again to save memory.
+positions and the softmax are left out, and so is what is computed again to save memory. Of a mixture of experts, those
+that a token goes to.
 """
 
 from collections.abc import Iterable
@@ -25,10 +26,13 @@ class ForwardFlops:
 
     @classmethod
     def of(cls, shape: ModelShape) -> "ForwardFlops":
-        attention = shape.head_dim * (2 * shape.num_heads + 2 * shape.num_kv_heads)
-        matrices = shape.hidden_size * (attention + 3 * shape.ffn_size)
+        columns = shape.head_dim * (2 * shape.num_heads + 2 * shape.num_kv_heads)
+        if shape.experts is None:
+            columns += 3 * shape.ffn_size
+        else:
+            columns += shape.experts.count + 3 * shape.experts.per_token * shape.experts.ffn_size
         return cls(
-            per_token=2 * shape.num_layers * matrices,
+            per_token=2 * shape.num_layers * shape.hidden_size * columns,
             per_pair=4 * shape.num_layers * shape.num_heads * shape.head_dim,
             per_trained_token=2 * shape.hidden_size * shape.vocab_size,
         )

@@ -24,6 +24,7 @@ CONFIG = {
     "rms_norm_eps": 1e-6,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
 }
+MIXTURE = {"model_type": "qwen3_moe"}
 
 
 def test_a_token_a_pair_and_a_trained_token_cost_what_torch_counts():
@@ -50,6 +51,13 @@ def test_a_step_is_three_times_its_forward_pass():
     assert flops.attention_tokens == 100
     ((packed,),) = pack([make_row([1, 2, 3], [4, 5])] * 2, np.ones(2), num_dp=1, max_bin_tokens=99).bins_D_B
     assert flops.of_step([packed, packed]) == 3 * 2 * (5 * 1000 + (6 + 4 + 4) * 10 + 4 * 100)
+
+
+def test_a_token_goes_through_its_own_experts_and_the_router():
+    sizes = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    dense, mixture = (ForwardFlops.of(ModelShape.from_json(CONFIG | more)) for more in ({}, sizes | MIXTURE))
+    assert mixture.per_token - dense.per_token == 2 * 3 * 32 * 8  # two experts of half the size, and a router
+    assert mixture.per_pair == dense.per_pair
 
 
 @pytest.mark.parametrize("hidden, ffn", [(4096, 12288), (2048, 6144)])

@@ -57,7 +57,7 @@ def packed(rows: list[TrainRow], max_bin_tokens: int, **how) -> PackedBatch:
 
 def loss_and_gradients(policy, batch: PackedBatch) -> tuple[float, dict[str, torch.Tensor]]:
     measured = step.accumulate_gradients(policy.ddp, batch, AlgoSection())
-    return measured.loss, {name: p.main_grad.clone() for name, p in policy.model.named_parameters()}
+    return measured.loss, {name: p.main_grad.clone() for name, p in policy.parameters.items()}
 
 
 def in_hugging_face_coordinates(policy, gradients):

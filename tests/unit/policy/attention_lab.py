@@ -28,11 +28,17 @@ NUM_SEGMENT_TOKENS = 60  # the rest is padding outside every segment
 CPU = torch.device("cpu")
 
 
-def make_inputs(device: torch.device = CPU, dtype: torch.dtype = torch.float32, kv_heads: int = KV_HEADS):
+def make_inputs(
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+    kv_heads: int = KV_HEADS,
+    num_tokens: int = NUM_TOKENS,
+    head_dim: int = HEAD_DIM,
+):
     """([queries, keys, values], the output's gradient), tokens first."""
     torch.manual_seed(0)
     heads = (HEADS, kv_heads, kv_heads, HEADS)
-    *inputs, grad = (torch.randn(NUM_TOKENS, n, HEAD_DIM).to(dtype) for n in heads)
+    *inputs, grad = (torch.randn(num_tokens, n, head_dim).to(dtype) for n in heads)
     return [x.to(device).requires_grad_() for x in inputs], grad.to(device)
 
 
@@ -62,6 +68,38 @@ def dense_mask() -> Tensor:
             mask[start:stop, prompt_start:prompt_stop] = True
         mask[start:stop, start:stop] = torch.ones(stop - start, stop - start).tril().bool()
     return mask
+
+
+# Two prompts with eight and two answers, longer than a kernel's tiles.
+LONG = (
+    (0, 700, 0, 700),
+    *((0, 700, 700 + 90 * n, 790 + 90 * n) for n in range(8)),
+    (1420, 1549, 1420, 1549),
+    (1420, 1549, 1549, 1550),
+    (1420, 1549, 1550, 1792),
+)
+
+
+def by_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The attention of LONG, each prompt and each prompt with one answer run by itself."""
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    outs = []
+    for prompt_start, prompt_stop, start, stop in LONG:
+        prompt = torch.arange(prompt_start, prompt_stop if start != prompt_start else prompt_start)
+        row = torch.cat((prompt, torch.arange(start, stop))).to(q.device)
+        qs, ks, vs = (x[row].transpose(0, 1)[None] for x in (q, k, v))
+        outs.append(F.scaled_dot_product_attention(qs, ks, vs, is_causal=True)[0, :, len(prompt) :].transpose(0, 1))
+    return torch.cat(outs)
+
+
+def by_bin(kernel: Kernel, segments: tuple) -> Callable[..., Tensor]:
+    """A kernel over a whole bin, the segments of which leave no token out."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        calls = calls_of(segments, ((0, q.shape[0]),), q.device)
+        return PrefixAttention.apply(q, k, v, calls, kernel, q.shape[-1] ** -0.5)
+
+    return attend
 
 
 def calls_of_rank(rank: int, num_ranks: int, device: torch.device = CPU, segments=SEGMENTS) -> tuple[Call, ...]:

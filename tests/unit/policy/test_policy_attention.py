@@ -11,10 +11,13 @@ from megatron_spell.policy.context import Share, in_bin_order
 from megatron_spell.policy.setup import PolicyError
 from tests.unit.policy.attention_lab import (
     CPU,
+    LONG,
     NUM_SEGMENT_TOKENS,
     NUM_TOKENS,
     SEGMENTS,
+    by_bin,
     by_kernel,
+    by_rows,
     calls_of_rank,
     make_inputs,
     truth,
@@ -37,6 +40,13 @@ def test_output_and_gradients_equal_a_dense_mask(kernel, num_ranks, kv_heads):
     """Each context-parallel rank by its own calls; query heads in groups of 4, 2 and 1 to a key head."""
     inputs, grad = make_inputs(kv_heads=kv_heads)
     assert_close(with_gradients(by_kernel(kernel, num_ranks), inputs, grad), truth(inputs, grad), 3e-6)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_bin_of_many_tiles_equals_its_rows_run_by_themselves(kernel):
+    inputs, grad = make_inputs(num_tokens=LONG[-1][-1])
+    wanted = with_gradients(by_rows, [x.detach().double().requires_grad_() for x in inputs], grad.double())
+    assert_close(with_gradients(by_bin(kernel, LONG), inputs, grad), wanted, 2e-5)
 
 
 def test_bfloat16_stays_bfloat16():

@@ -17,8 +17,6 @@ the FLOPs promise. On the CPU the quickstart's model in float32; on a GPU a rand
 """
 
 import argparse
-import ctypes
-import gc
 import statistics
 import sys
 import time
@@ -27,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from resident import peak, start_peak
 from rich.console import Console
 from rich.table import Table
 
@@ -132,34 +131,14 @@ def make_policy(device: str) -> MegatronPolicy:
 
 def run_pass(policy: MegatronPolicy, way: Way) -> None:
     """Forward and backward over the way's bins; the gradients stay in the policy."""
-    resident = start_memory()
+    resident = start_peak()
     started, began = time.process_time(), time.perf_counter()
     step.accumulate_gradients(policy.ddp, way.batch, policy.algo)
     if platform.device().type == "cuda":
         torch.cuda.synchronize()
     way.clock_seconds.append(time.perf_counter() - began)
     way.seconds.append(way.clock_seconds[-1] if platform.device().type == "cuda" else time.process_time() - started)
-    way.peak_bytes.append(peak_memory() - resident)
-
-
-def start_memory() -> int:
-    """Forget the peak so far; the bytes held now."""
-    gc.collect()
-    if platform.device().type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return of_process("VmRSS")
-
-
-def peak_memory() -> int:
-    return torch.cuda.max_memory_allocated() if platform.device().type == "cuda" else of_process("VmHWM")
-
-
-def of_process(what: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
+    way.peak_bytes.append(peak() - resident)
 
 
 def measure(policy: MegatronPolicy, ways: dict[str, Way], repeats: int) -> None:
@@ -318,7 +297,7 @@ def main() -> int:
         measure(policy, ways, options.repeats)
         show_passes(console, prompt, ways, peak_tflops)
         faults += judge(console, device, options, prompt, ways)
-        console.print(f"the process held at most {peak_memory() / 2**30:.2f} GiB in the last pass")
+        console.print(f"the process held at most {peak() / 2**30:.2f} GiB in the last pass")
     for fault in faults:
         console.print(f"FELL SHORT: {fault}")
     setup.shut_down()

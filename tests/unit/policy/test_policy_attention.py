@@ -1,6 +1,8 @@
 """Attention by segments against a dense mask in float64, forward and backward."""
 
+import gc
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -176,3 +178,21 @@ def test_the_gpu_operators_take_what_they_are_given():
         assert (out.shape, lse.shape, lse.dtype) == ((20, 4, 64), (4, 20), torch.float32)
         grads = CudaFlash().backward(grad, q, k, v, out, lse, call, 0.125)
     assert [x.shape for x in grads] == [q.shape, k.shape, v.shape]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux")
+def test_no_scores_of_a_whole_prompt_are_held():
+    """One head, a prompt of 6K tokens: its scores would take 144 MB; torch's kernel tiles them, both ways."""
+    num_tokens = 6_240
+    segments = ((0, 6_000, 0, 6_000), (0, 6_000, 6_000, 6_120), (0, 6_000, 6_120, num_tokens))
+    inputs = [torch.randn(num_tokens, 1, 16, requires_grad=True) for _ in range(3)]
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before = resident("VmRSS")
+    with_gradients(by_bin(CpuFlash(), segments), inputs, torch.randn(num_tokens, 1, 16))
+    assert resident("VmHWM") - before < 40e6
+
+
+def resident(what: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))

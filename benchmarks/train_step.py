@@ -17,6 +17,7 @@ the FLOPs promise. On the CPU the quickstart's model in float32; on a GPU a rand
 """
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -65,7 +66,7 @@ FLOP_RATIO_SLACK = 1.3
 # Of the norm of the gradients; bfloat16 rounds every product of another order of rows differently.
 GRADIENT_TOLERANCE = {"cpu": 1e-5, "cuda": 3e-2}
 # Dense bfloat16, by what the device's name holds; the first that fits.
-PEAK_TFLOPS = {"B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362}
+PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362}
 
 
 @dataclass(slots=True)
@@ -115,10 +116,10 @@ def make_ways(options: argparse.Namespace, prompt: int, shape: ModelShape) -> di
     return ways
 
 
-def make_policy(device: str) -> MegatronPolicy:
+def make_policy(device: str, settings: dict) -> MegatronPolicy:
     on_cpu = device == "cpu"
     shape = replace(ModelShape.load(BASE_MODEL), max_positions=2**20) if on_cpu else ABOUT_1B
-    section = PolicySection(dtype="float32" if on_cpu else "bfloat16")
+    section = PolicySection.model_validate({"dtype": "float32" if on_cpu else "bfloat16"} | settings)
     policy = MegatronPolicy(shape, section, temperature=0.7, algo=AlgoSection(), trust=TrustSection(), seed=0)
     if on_cpu:
         policy.load_hf(BASE_MODEL)
@@ -144,7 +145,7 @@ def run_pass(policy: MegatronPolicy, way: Way) -> None:
 def measure(policy: MegatronPolicy, ways: dict[str, Way], repeats: int) -> None:
     for way in ways.values():
         run_pass(policy, way)
-        way.gradients = [parameter.main_grad.clone() for parameter in policy.parameters.values()]
+        way.gradients = [parameter.main_grad.to("cpu", copy=True) for parameter in policy.parameters.values()]
         for measured in (way.seconds, way.clock_seconds, way.peak_bytes):
             measured.clear()
     for _ in range(repeats):
@@ -269,6 +270,7 @@ def read_options() -> argparse.Namespace:
         "--ways", nargs="+", choices=("shared", "separate", "padded"), default=["shared", "separate", "padded"]
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--policy", type=json.loads, default={}, help="fields of the policy section, as JSON")
     parser.add_argument("--peak-tflops", type=float, help="of the device, for utilisation; known GPUs have theirs")
     options = parser.parse_args()
     if "shared" not in options.ways:
@@ -284,7 +286,7 @@ def main() -> int:
         return 2
     console = Console(width=140)
     setup.initialise(Mesh(), timeout_s=600)
-    policy = make_policy(device)
+    policy = make_policy(device, options.policy)
     peak_tflops = peak_of_device(device, options)
     console.print(
         f"{policy.shape.num_parameters / 1e6:.1f}M parameters, {policy.policy.dtype}, torch {torch.__version__} on"

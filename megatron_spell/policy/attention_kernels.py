@@ -69,7 +69,7 @@ class CudaFlash:
             value,
             call.query_starts,
             call.key_starts,
-            call.max_queries,
+            max(call.max_queries, 2),  # 1 takes a path for decoding, which lays out log-sum-exps in another order
             call.max_keys,
             0.0,  # dropout
             call.causal,

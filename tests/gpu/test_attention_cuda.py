@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_spell.policy.attention_kernels import Blockwise, CudaFlash, kernel_for
+from megatron_spell.policy.attention_kernels import Blockwise, CpuFlash, CudaFlash, kernel_for
 from tests.unit.policy.attention_lab import LONG, by_bin, by_kernel, by_rows, make_inputs, truth, with_gradients
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -42,6 +42,16 @@ def test_a_bin_equals_its_rows_in_float32(kernel, dtype, tolerance, head_dim):
     found = with_gradients(by_bin(kernel, LONG), inputs, grad)
     for one, wanted in zip(found, with_gradients(by_rows, singles, grad.float()), strict=True):
         assert (one.float() - wanted).norm() < tolerance / 4 * wanted.norm()
+
+
+def test_single_queries_of_grouped_heads_keep_their_order():
+    """Every response of one token, each with a prompt of its own: kernels for decoding look at such calls."""
+    segments = tuple(s for n in range(12) for s in ((5 * n, 5 * n + 4) * 2, (5 * n, 5 * n + 4, 5 * n + 4, 5 * n + 5)))
+    inputs, grad = make_inputs(GPU, torch.bfloat16, kv_heads=1, num_tokens=60)
+    exact = [x.detach().cpu().float().requires_grad_() for x in inputs]
+    wanted = with_gradients(by_bin(CpuFlash(), segments), exact, grad.cpu().float())
+    for found, truly in zip(with_gradients(by_bin(CudaFlash(), segments), inputs, grad), wanted, strict=True):
+        torch.testing.assert_close(found.cpu().float(), truly, atol=0.05, rtol=0.05)
 
 
 def test_responses_without_their_prompt_would_be_seen():

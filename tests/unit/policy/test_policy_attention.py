@@ -1,12 +1,12 @@
 """Attention by segments against a dense mask in float64, forward and backward."""
 
 import gc
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from megatron_spell.policy.attention import PrefixAttention
 from megatron_spell.policy.attention_calls import Part, grouped, parts_of
 from megatron_spell.policy.attention_kernels import Blockwise, CpuFlash, CudaFlash, kernel_for, part_slices
 from megatron_spell.policy.context import Share, in_bin_order
@@ -168,16 +168,18 @@ def test_kernels_go_by_device_dtype_and_head_size():
             kernel_for(gpu, torch.bfloat16, head_dim)
 
 
-def test_the_gpu_operators_take_what_they_are_given():
-    """Shapes and argument order by torch's own rules, without a GPU: the fake kernels stand in for the real ones."""
-    with torch.device("meta"):
-        q, k, v, grad = (torch.empty(20, n, 64, dtype=torch.bfloat16) for n in (4, 2, 2, 4))
-        starts = torch.empty(4, dtype=torch.int32)
-        call = replace(calls_of_rank(0, 1)[0], query_starts=starts, key_starts=starts)
-        out, lse = CudaFlash().forward(q, k, v, call, 0.125)
-        assert (out.shape, lse.shape, lse.dtype) == ((20, 4, 64), (4, 20), torch.float32)
-        grads = CudaFlash().backward(grad, q, k, v, out, lse, call, 0.125)
-    assert [x.shape for x in grads] == [q.shape, k.shape, v.shape]
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_the_gpu_operators_take_what_they_are_given(num_ranks):
+    """Arguments, shapes and dtypes by torch's own rules, without a GPU: meta tensors run all but the arithmetic."""
+    meta = torch.device("meta")
+    inputs, _ = make_inputs(meta, torch.bfloat16)
+    for rank in range(num_ranks):
+        calls = calls_of_rank(rank, num_ranks, meta)
+        own = torch.empty_like(inputs[0][: NUM_TOKENS // num_ranks]).requires_grad_()
+        out = PrefixAttention.apply(own, *inputs[1:], calls, CudaFlash(), 0.2)
+        grads = torch.autograd.grad(out, [own, *inputs[1:]], torch.empty_like(own))
+        assert [(x.shape, x.dtype) for x in grads] == [(x.shape, x.dtype) for x in (own, *inputs[1:])]
+        assert (out.shape, out.dtype) == (own.shape, torch.bfloat16)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux")

@@ -59,6 +59,8 @@ ABOUT_1B = ModelShape(
     qk_norm=False,
     rope_scaling=None,
 )
+# Without it 64K tokens' activations would take some 150 GB; computing feed-forward layers again leaves some 60.
+ON_GPU = {"megatron": {"transformer": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}}}
 PROMPTS = {"cpu": [1024, 4096], "cuda": [16384, 65536]}
 # Separate rows must take this many times as long as shared bins, from prompts of this length on (answers of 256 x 8).
 LEAST_RATIO = {"cpu": (4096, 3.5), "cuda": (16384, 4.0)}
@@ -119,7 +121,8 @@ def make_ways(options: argparse.Namespace, prompt: int, shape: ModelShape) -> di
 def make_policy(device: str, settings: dict) -> MegatronPolicy:
     on_cpu = device == "cpu"
     shape = replace(ModelShape.load(BASE_MODEL), max_positions=2**20) if on_cpu else ABOUT_1B
-    section = PolicySection.model_validate({"dtype": "float32" if on_cpu else "bfloat16"} | settings)
+    ours = {"dtype": "float32"} if on_cpu else {"dtype": "bfloat16"} | ON_GPU
+    section = PolicySection.model_validate(ours | settings)
     policy = MegatronPolicy(shape, section, temperature=0.7, algo=AlgoSection(), trust=TrustSection(), seed=0)
     if on_cpu:
         policy.load_hf(BASE_MODEL)

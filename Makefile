@@ -52,7 +52,8 @@ check: $(VENV)/installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/installed
-	$(BIN)/python benchmarks/prefix_sharing.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/train_step.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/head_memory.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

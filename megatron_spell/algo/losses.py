@@ -28,12 +28,12 @@ def row_weights(rows: Sequence[TrainRow], mode: Literal["per_role", "token_mean"
     tokens / the group's token count], the roles added; a token weighs 1 / (groups of its role * tokens of its group).
     `token_mean` (the reference's aggregation, without its dependence on micro-batches): 1 / tokens of all rows.
 
+    A row with an empty response has no token to weigh: it adds nothing to its group's count and its own weight is 0. A
+    group of nothing but such rows does not count among the groups of its role.
+
     Raises:
-        AlgoError: a row has an empty response, one group holds two roles, or the mode is unknown.
+        AlgoError: one group holds two roles, or the mode is unknown.
     """
-    for index, row in enumerate(rows):
-        if row.response_ids_A.size == 0:
-            raise AlgoError(f"row {index} ({row.role}, group {row.group}) has no response token; leave such rows out")
     lengths_R = np.array([row.response_ids_A.size for row in rows], dtype=np.int64)
     if mode == "token_mean":
         return np.full(len(rows), 1.0 / max(int(lengths_R.sum()), 1))
@@ -49,8 +49,13 @@ def _per_role_weights(rows: Sequence[TrainRow], lengths_R: np.ndarray) -> np.nda
         if role_of_group.setdefault(row.group, row.role) is not row.role:
             raise AlgoError(f"group {row.group} holds a {role_of_group[row.group]} and a {row.role}; number them apart")
         tokens_of_group[row.group] += int(length)
-    groups_of_role = Counter(role_of_group.values())
-    return np.array([1.0 / (groups_of_role[row.role] * tokens_of_group[row.group]) for row in rows])
+    groups_of_role = Counter(role for group, role in role_of_group.items() if tokens_of_group[group])
+    return np.array(
+        [
+            1.0 / (groups_of_role[row.role] * tokens_of_group[row.group]) if length else 0.0
+            for row, length in zip(rows, lengths_R)
+        ]
+    )
 
 
 def token_losses(

@@ -3,6 +3,8 @@
 Adjacent rows with the identical prompt form a *family*: its prompt stands in a bin once, followed by its responses.
 (The 8 answers to one question are a family. The questions of one task share a baseline, `group`, but not a prompt, and
 are families of one.) A family that does not fit a bin is split, and its prompt is repeated in every part.
+
+A row with an empty response stands for nothing: it is in no bin, and what it would have had in one is empty.
 """
 
 from collections.abc import Sequence
@@ -13,7 +15,8 @@ import numpy as np
 from megatron_spell.algo.errors import AlgoError
 from megatron_spell.types.batches import ROLE_INDEX, Bin, PackedBatch, TrainRow
 
-# Attention over this many tokens costs about as much as the rest of a layer: 6 * hidden size, here for 2,730.
+# For callers that do not know the model: attention over this many tokens costs as much as the rest of a layer, 6 *
+# hidden size, here for about 2,700.
 DEFAULT_ATTENTION_TOKENS = 16384
 NO_ROW = -1
 
@@ -35,7 +38,8 @@ def pack(
     max_bin_tokens: int,
     pad_multiple: int = 1,
     num_bins_multiple: int = 1,
-    attention_tokens: int = DEFAULT_ATTENTION_TOKENS,
+    attention_tokens: float = DEFAULT_ATTENTION_TOKENS,
+    share_prompts: bool = True,
 ) -> PackedBatch:
     """Every response token of every row exactly once, in as few bins of at most `max_bin_tokens` as first-fit finds.
 
@@ -48,14 +52,16 @@ def pack(
     one zero token that predicts itself with weight 0 and advantage 0, belonging to row -1 (`NO_ROW`). That number is
     a multiple of `num_bins_multiple`.
 
-    The cost that is balanced is tokens + attended pairs / `attention_tokens`.
+    The cost that is balanced is tokens + attended pairs / `attention_tokens` (`ForwardFlops.attention_tokens` where the
+    model is known). Without `share_prompts` every row brings its own prompt.
 
     Raises:
-        AlgoError: no rows, an empty prompt or response, another number of weights than rows, or limits below one.
+        AlgoError: no response token, an empty prompt, another number of weights than rows, or limits below one.
     """
     _check(rows, weights, num_dp, max_bin_tokens, pad_multiple)
     capacity = max_bin_tokens - max_bin_tokens % pad_multiple
-    parts = [part for family in _families(rows) for part in _split(rows, family, capacity, attention_tokens)]
+    families = _families(rows, share_prompts)
+    parts = [part for family in families for part in _split(rows, family, capacity, attention_tokens)]
     bins = _fill(parts, capacity, num_dp * num_bins_multiple)
     bins_D_B = _share_out(bins, num_dp, num_bins_multiple)
     return PackedBatch(
@@ -63,13 +69,15 @@ def pack(
             tuple(_lay_out(rows, weights, parts_of_bin, pad_multiple) for parts_of_bin in bins_B) for bins_B in bins_D_B
         ),
         num_rows=len(rows),
-        num_row_tokens=sum(row.prompt_ids_T.size + row.response_ids_A.size - 1 for row in rows),
+        num_row_tokens=sum(
+            row.prompt_ids_T.size + row.response_ids_A.size - 1 for row in rows if row.response_ids_A.size
+        ),
     )
 
 
 def _check(rows: Sequence[TrainRow], weights: np.ndarray, num_dp: int, max_bin_tokens: int, pad_multiple: int) -> None:
-    if not rows:
-        raise AlgoError("there are no rows to pack; a step needs at least one")
+    if not any(row.response_ids_A.size for row in rows):
+        raise AlgoError(f"{len(rows)} rows hold no response token to train on; a step needs at least one")
     if len(weights) != len(rows):
         raise AlgoError(f"{len(weights)} weights for {len(rows)} rows; give one weight per row")
     if num_dp < 1 or pad_multiple < 1:
@@ -77,25 +85,25 @@ def _check(rows: Sequence[TrainRow], weights: np.ndarray, num_dp: int, max_bin_t
     if max_bin_tokens < pad_multiple:
         raise AlgoError(f"max_bin_tokens = {max_bin_tokens} is below pad_multiple = {pad_multiple}; raise it")
     for index, row in enumerate(rows):
-        if not row.prompt_ids_T.size or not row.response_ids_A.size:
-            raise AlgoError(
-                f"row {index} ({row.role}, group {row.group}) has an empty prompt or response; leave it out"
-            )
+        if not row.prompt_ids_T.size:
+            raise AlgoError(f"row {index} ({row.role}, group {row.group}) has an empty prompt; leave it out")
         if row.engine_log_probs_A.size != row.response_ids_A.size:
             raise AlgoError(f"row {index} ({row.role}) has another number of log-probs than response tokens")
 
 
-def _families(rows: Sequence[TrainRow]) -> list[tuple[int, ...]]:
+def _families(rows: Sequence[TrainRow], share_prompts: bool) -> list[tuple[int, ...]]:
     families: list[list[int]] = []
     for index, row in enumerate(rows):
-        if families and np.array_equal(rows[families[-1][0]].prompt_ids_T, row.prompt_ids_T):
+        if not row.response_ids_A.size:
+            continue
+        if share_prompts and families and np.array_equal(rows[families[-1][0]].prompt_ids_T, row.prompt_ids_T):
             families[-1].append(index)
         else:
             families.append([index])
     return [tuple(family) for family in families]
 
 
-def _split(rows: Sequence[TrainRow], family: tuple[int, ...], capacity: int, attention_tokens: int) -> list[_Part]:
+def _split(rows: Sequence[TrainRow], family: tuple[int, ...], capacity: int, attention_tokens: float) -> list[_Part]:
     prompt_size = rows[family[0]].prompt_ids_T.size
     chunks: list[list[int]] = []
     room = 0
@@ -109,7 +117,7 @@ def _split(rows: Sequence[TrainRow], family: tuple[int, ...], capacity: int, att
     return [_part(rows, tuple(chunk), attention_tokens) for chunk in chunks]
 
 
-def _part(rows: Sequence[TrainRow], indices: tuple[int, ...], attention_tokens: int) -> _Part:
+def _part(rows: Sequence[TrainRow], indices: tuple[int, ...], attention_tokens: float) -> _Part:
     prompt = rows[indices[0]].prompt_ids_T.size
     spans = [rows[index].response_ids_A.size - 1 for index in indices]
     pairs = prompt * (prompt + 1) / 2 + sum(span * prompt + span * (span + 1) / 2 for span in spans)
@@ -236,6 +244,7 @@ class _Draft:
             self.segments.append((self.prompt[0], self.prompt[1], start, stop))
 
     def finish(self, pad_multiple: int) -> Bin:
+        num_real_tokens = self.size
         padding = -self.size % pad_multiple
         if padding:
             start = self.size
@@ -253,6 +262,7 @@ class _Draft:
             engine_log_probs_A=log_probs.astype(np.float32),
             role_A=roles.astype(np.int64),
             row_A=indices.astype(np.int64),
+            num_real_tokens=num_real_tokens if (indices != NO_ROW).any() else 0,
         )
 
 

@@ -196,6 +196,7 @@ class PolicySection(Section):
         "bfloat16"  # of the weights that compute; bfloat16 keeps float32 main weights
     )
     max_bin_tokens: PositiveInt = 32768  # longest packed sequence; a longer row gets a bin of its own
+    share_prompts: bool = True  # a prompt stands once in a bin for all its responses; false only serves to compare
     threads_per_rank: NonNegativeInt = 0  # torch threads on a CPU; 0: cores / ranks on this machine
     timeout_s: PositiveFloat = 1800.0  # longest wait of one rank for another
     optimizer: OptimizerSection = OptimizerSection()

@@ -120,11 +120,12 @@ def row_metrics(rows: Sequence[TrainRow]) -> dict[str, float]:
 def packing_metrics(batch: PackedBatch) -> dict[str, float]:
     """Of the bins: how full, and `packing/shared_share`, the share of row tokens that sharing prompts saved.
 
-    It can fall below zero where fillers and padding outweigh what is shared.
+    It can fall below zero where fillers and padding outweigh what is shared; `packing/useful_share` is what they leave.
     """
     bins = [packed for bins_B in batch.bins_D_B for packed in bins_B]
     metrics = {"packing/bins": float(len(bins)), "packing/bin_tokens": float(batch.num_bin_tokens)}
     metrics |= _mean("packing/tokens_per_bin", (packed.num_tokens for packed in bins))
+    metrics["packing/useful_share"] = batch.useful_token_fraction
     if batch.num_row_tokens:
         metrics["packing/shared_share"] = 1 - batch.num_bin_tokens / batch.num_row_tokens
     return metrics

@@ -23,23 +23,31 @@ class TokenScores(NamedTuple):
 
 
 class VocabParallelLogProbs(torch.autograd.Function):
-    """logits [A, W/tp] (float32, this rank's columns), labels [A] (global ids) -> log-probs [A]."""
+    """logits [A, W/tp] (float32, this rank's columns), labels [A] (global ids) -> log-probs [A] at the temperature.
+
+    Two blocks as large as the logits are held at most, the probabilities and on the way back their gradient.
+    """
 
     @staticmethod
-    def forward(ctx, logits_A_W, labels_A, first_label, group):
-        shifted = logits_A_W - _all_reduce(logits_A_W.amax(-1), dist.ReduceOp.MAX, group).unsqueeze(-1)
-        total_A = _all_reduce(shifted.exp().sum(-1), dist.ReduceOp.SUM, group)
+    def forward(ctx, logits_A_W, labels_A, first_label, group, temperature):
+        shifted = _below_largest(logits_A_W, group).div_(temperature)
         mine, local_A = share_of(labels_A, first_label, logits_A_W.shape[-1])
-        label_logits_A = shifted.gather(-1, local_A.unsqueeze(-1)).squeeze(-1) * mine
-        ctx.save_for_backward((shifted - total_A.log().unsqueeze(-1)).exp(), mine, local_A)
-        return _all_reduce(label_logits_A, dist.ReduceOp.SUM, group) - total_A.log()
+        label_logits_A = _chosen(shifted, mine, local_A)
+        probs_A_W = shifted.exp_()
+        total_A, label_logits_A = _all_reduce(
+            torch.stack([probs_A_W.sum(-1), label_logits_A]), dist.ReduceOp.SUM, group
+        )
+        ctx.save_for_backward(probs_A_W.div_(total_A.unsqueeze(-1)), mine, local_A)
+        ctx.temperature = temperature
+        return label_logits_A - total_A.log()
 
     @staticmethod
     def backward(ctx, grad_A):
         probs_A_W, mine, local_A = ctx.saved_tensors
-        grad_logits = -probs_A_W * grad_A.unsqueeze(-1)
+        grad_A = grad_A / ctx.temperature
+        grad_logits = probs_A_W * -grad_A.unsqueeze(-1)
         grad_logits.scatter_add_(-1, local_A.unsqueeze(-1), (grad_A * mine).unsqueeze(-1))
-        return grad_logits, None, None, None
+        return grad_logits, None, None, None, None
 
 
 def score_tokens(
@@ -60,12 +68,8 @@ def score_tokens(
 
     def score(hidden_a_D: Tensor, labels_a: Tensor) -> tuple[Tensor, ...]:
         logits = head(hidden_a_D)
-        raw = logits.detach()
-        log_probs = VocabParallelLogProbs.apply(logits / temperature, labels_a, first_label, group)
-        raw_log_probs = log_probs.detach()
-        if temperature != 1.0:
-            raw_log_probs = VocabParallelLogProbs.apply(raw, labels_a, first_label, group)
-        return log_probs, raw_log_probs, entropy(raw, group)
+        raw = raw_scores(logits.detach(), labels_a, first_label, group)
+        return VocabParallelLogProbs.apply(logits, labels_a, first_label, group, temperature), *raw
 
     if hidden_A_D.shape[0] <= chunk:
         return TokenScores(*score(hidden_A_D, labels_A))
@@ -77,14 +81,29 @@ def score_tokens(
 
 
 @torch.no_grad()
-def entropy(logits_A_W: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Entropy in nats of the distributions whose columns are spread over `group`: [A, W/tp] -> [A]."""
-    shifted = logits_A_W - _all_reduce(logits_A_W.amax(-1), dist.ReduceOp.MAX, group).unsqueeze(-1)
+def raw_scores(
+    logits_A_W: Tensor, labels_A: Tensor, first_label: int, group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of the labels and entropies in nats of the distributions whose columns are spread over `group`, [A]."""
+    shifted = _below_largest(logits_A_W, group)
+    label_logits_A = _chosen(shifted, *share_of(labels_A, first_label, logits_A_W.shape[-1]))
     weights = shifted.exp()
+    total_A = weights.sum(-1)
     # A masked column has weight 0 and logit -inf: its product is 0, not NaN.
-    sums_2_A = torch.stack([weights.sum(-1), (weights * shifted.clamp_min(-1e30)).sum(-1)])
-    total_A, weighted_A = _all_reduce(sums_2_A, dist.ReduceOp.SUM, group)
-    return total_A.log() - weighted_A / total_A
+    weighted_A = weights.mul_(shifted.clamp_min_(-1e30)).sum(-1)
+    sums_3_A = _all_reduce(torch.stack([total_A, weighted_A, label_logits_A]), dist.ReduceOp.SUM, group)
+    total_A, weighted_A, label_logits_A = sums_3_A
+    return label_logits_A - total_A.log(), total_A.log() - weighted_A / total_A
+
+
+def _below_largest(logits_A_W: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """A new tensor: the logits less the largest of all columns."""
+    return logits_A_W - _all_reduce(logits_A_W.amax(-1), dist.ReduceOp.MAX, group).unsqueeze(-1)
+
+
+def _chosen(logits_A_W: Tensor, mine_A: Tensor, local_A: Tensor) -> Tensor:
+    """The labels' logits that lie on this rank, 0 for the others: [A]."""
+    return logits_A_W.gather(-1, local_A.unsqueeze(-1)).squeeze(-1).masked_fill(~mine_A, 0.0)
 
 
 def share_of(indices_A: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:

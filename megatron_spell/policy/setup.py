@@ -4,7 +4,6 @@ from datetime import timedelta
 
 from megatron_spell.policy import platform  # isort: skip  (quiets Megatron's import)
 
-import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
@@ -24,7 +23,6 @@ def initialise(mesh: Mesh, timeout_s: float) -> None:
     Reads the rendezvous (MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE) that torchrun sets; a mesh of one rank needs none.
     `timeout_s` bounds every later wait of one rank for another. Raises PolicyError.
     """
-    _refuse_gpu()
     platform.install()
     timeout = timedelta(seconds=timeout_s)
     if not dist.is_initialized():
@@ -57,12 +55,6 @@ def refuse_layout(shape: ModelShape, policy: PolicySection) -> None:
     """Raise PolicyError for the first reason why the model cannot be trained in this layout."""
     for fault in layout_faults(shape, policy):
         raise PolicyError(str(fault))
-
-
-def _refuse_gpu() -> None:
-    """To be removed with GPU kernels in policy/attention.py: nothing else here or in the other modules needs a CPU."""
-    if torch.cuda.is_available():
-        raise PolicyError("the policy's attention has CPU kernels only; hide the GPUs with CUDA_VISIBLE_DEVICES=''")
 
 
 def _join(mesh: Mesh, timeout: timedelta) -> None:

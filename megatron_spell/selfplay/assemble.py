@@ -26,6 +26,8 @@ Scored = list[tuple[Turn, float]]
 def assemble(rounds: Sequence[Round], algo: AlgoSection, rng: np.random.Generator) -> list[TrainRow]:
     """The rows of one optimizer step, groups adjacent; groups without any signal are left out.
 
+    An empty output stays in its group (its reward is part of the baseline) but brings no token: it is no signal.
+
     `rng` chooses among failed questions and vote groups when there are more than the step takes.
     """
     groups: list[tuple[Role, TaskName, Scored]] = []
@@ -84,7 +86,7 @@ def _trainable_votes(played: Round) -> list[tuple[Judgment, ...]]:
 def _rows(role: Role, task: TaskName, scored: Scored, *, group: int, epsilon: float) -> list[TrainRow]:
     rewards = np.array([reward for _, reward in scored], dtype=np.float64)
     advantages = normalise(rewards, epsilon)
-    if not np.any(advantages):
+    if not any(advantage for (turn, _), advantage in zip(scored, advantages) if turn.completion.token_ids_T.size):
         return []
     return [
         TrainRow(

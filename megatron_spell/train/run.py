@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from rich.console import Console
 
+from megatron_spell.algo.flops import ForwardFlops
 from megatron_spell.algo.losses import row_weights
 from megatron_spell.algo.packing import pack
+from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import RunConfig
 from megatron_spell.curriculum.curriculum import Curriculum
 from megatron_spell.evaluation.held_out import evaluate
@@ -118,6 +120,8 @@ class Run:
             max_bin_tokens=policy.max_bin_tokens,
             pad_multiple=policy.bin_multiple,
             num_bins_multiple=policy.num_bins_multiple,
+            attention_tokens=ForwardFlops.of(ModelShape.load(self.config.model.path)).attention_tokens,
+            share_prompts=policy.share_prompts,
         )
         return Batch(rows, packed)
 

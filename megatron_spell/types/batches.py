@@ -13,7 +13,7 @@ class TrainRow:
 
     `group` numbers the rows that share a baseline, unique over the batch; rows of a group are adjacent, and rows of
     one responder or verifier group share the identical prompt. `engine_log_probs_A` are the engine's raw log-probs of
-    the response. A is the number of response tokens.
+    the response. A is the number of response tokens; a row with none is allowed, and brings nothing to train on.
     """
 
     role: Role
@@ -36,7 +36,8 @@ class Bin:
     response: a token of [start, stop) attends to all of [prompt_start, prompt_stop) when that is another span, and
     causally to its own. `position_ids_T` continue from the prompt in every response. For trained token i: the hidden
     state at `predictors_A[i]` predicts `labels_A[i]`, belongs to row `row_A[i]` of the batch and has the loss weight
-    `weights_A[i]` (settled globally, so that bins only add up) and `advantages_A[i]`.
+    `weights_A[i]` (settled globally, so that bins only add up) and `advantages_A[i]`. The first `num_real_tokens` are
+    of rows, the others padding; a filler has none.
     """
 
     token_ids_T: np.ndarray
@@ -49,6 +50,7 @@ class Bin:
     engine_log_probs_A: np.ndarray
     role_A: np.ndarray
     row_A: np.ndarray
+    num_real_tokens: int
 
     @property
     def num_tokens(self) -> int:
@@ -69,6 +71,11 @@ class PackedBatch:
     @property
     def num_bin_tokens(self) -> int:
         return sum(b.num_tokens for bins in self.bins_D_B for b in bins)
+
+    @property
+    def useful_token_fraction(self) -> float:
+        """Tokens of prompts and responses in all tokens of the bins; padding and fillers are the rest."""
+        return sum(b.num_real_tokens for bins in self.bins_D_B for b in bins) / self.num_bin_tokens
 
 
 ROLE_INDEX: dict[Role, int] = {role: i for i, role in enumerate(Role)}

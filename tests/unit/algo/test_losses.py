@@ -49,9 +49,18 @@ def test_a_group_of_two_roles_is_refused():
         row_weights(rows, "per_role")
 
 
-def test_an_empty_response_and_an_unknown_loss_are_refused():
-    with pytest.raises(AlgoError, match=r"row 0 .* has no response token"):
-        row_weights([make_row([1], [])], "per_role")
+def test_an_empty_response_weighs_nothing_and_a_group_of_them_is_none():
+    rows = make_group(Role.RESPONDER, 0, [3, 0, 1]) + make_group(Role.RESPONDER, 1, [0, 0])
+    rows += make_group(Role.RESPONDER, 2, [2]) + make_group(Role.VERIFIER, 3, [0])
+    np.testing.assert_allclose(row_weights(rows, "per_role"), [1 / 8, 0, 1 / 8, 0, 0, 1 / 4, 0])
+    written = [row for row in rows if row.response_ids_A.size]
+    for mode in ("per_role", "token_mean"):
+        weights = row_weights(rows, mode)[[row.response_ids_A.size > 0 for row in rows]]
+        np.testing.assert_array_equal(weights, row_weights(written, mode))
+    assert row_weights([make_row([1], [])], "per_role").tolist() == [0.0]
+
+
+def test_an_unknown_loss_is_refused():
     with pytest.raises(AlgoError, match=r"algo\.loss = 'ppo'"):
         row_weights(make_group(Role.VERIFIER, 0, [1]), "ppo")
 

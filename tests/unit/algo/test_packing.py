@@ -12,13 +12,13 @@ from tests.unit.algo.made_rows import make_row
 
 @st.composite
 def made_rows(draw):
-    """Families with distinct content: prompts of equal length may be equal, responses from one token up."""
+    """Families with distinct content: prompts of equal length may be equal, responses may be empty, but not all."""
     rows, group = [], 0
     for _ in range(draw(st.integers(1, 6))):
         prompt = draw(st.lists(st.integers(1, 3), min_size=1, max_size=12))
         role = draw(st.sampled_from(list(Role)))
         for _ in range(draw(st.integers(1, 5))):
-            response = draw(st.lists(st.integers(4, 9), min_size=1, max_size=10))
+            response = draw(st.lists(st.integers(4, 9), min_size=not rows, max_size=10))
             log_probs = -np.arange(1, len(response) + 1) / 8
             row = make_row(
                 prompt, response, role=role, group=group, advantage=float(len(rows)) - 2, log_probs=log_probs
@@ -69,8 +69,10 @@ def test_every_response_token_is_trained_once_in_its_own_context(rows, num_dp, m
     weights = np.arange(1, len(rows) + 1) / 7
     batch = pack(rows, weights, num_dp=num_dp, max_bin_tokens=max_bin_tokens, pad_multiple=pad_multiple)
     pairs = trained_pairs(batch)
-    assert set(pairs) - {NO_ROW} == set(range(len(rows)))
+    assert set(pairs) - {NO_ROW} == {index for index, row in enumerate(rows) if row.response_ids_A.size}
     for index, row in enumerate(rows):
+        if not row.response_ids_A.size:
+            continue
         assert len(pairs[index]) == row.response_ids_A.size
         whole = np.concatenate((row.prompt_ids_T, row.response_ids_A))
         for i, (context, positions, label, advantage, weight, log_prob, role) in enumerate(pairs[index]):
@@ -86,7 +88,8 @@ def test_every_response_token_is_trained_once_in_its_own_context(rows, num_dp, m
 def test_bins_are_tiled_padded_and_within_their_limit(rows, num_dp, max_bin_tokens, pad_multiple):
     weights = np.ones(len(rows))
     batch = pack(rows, weights, num_dp=num_dp, max_bin_tokens=max_bin_tokens, pad_multiple=pad_multiple)
-    longest = max(row.prompt_ids_T.size + row.response_ids_A.size - 1 for row in rows)
+    sizes = [row.prompt_ids_T.size + row.response_ids_A.size - 1 for row in rows if row.response_ids_A.size]
+    longest = max(sizes)
     assert len({len(bins_B) for bins_B in batch.bins_D_B}) == 1 and len(batch.bins_D_B) == num_dp
     for packed in all_bins(batch):
         assert packed.num_tokens % pad_multiple == 0
@@ -98,7 +101,7 @@ def test_bins_are_tiled_padded_and_within_their_limit(rows, num_dp, max_bin_toke
             assert longest > max_bin_tokens - max_bin_tokens % pad_multiple
             assert len(set(packed.row_A.tolist())) == 1 or packed.num_tokens - pad_multiple < longest
     assert batch.num_rows == len(rows)
-    assert batch.num_row_tokens == sum(row.prompt_ids_T.size + row.response_ids_A.size - 1 for row in rows)
+    assert batch.num_row_tokens == sum(sizes)
 
 
 def test_a_prompt_stands_once_for_its_responses():
@@ -110,6 +113,22 @@ def test_a_prompt_stands_once_for_its_responses():
     assert packed.predictors_A.tolist() == [2, 3, 2, 2, 4, 5]
     assert packed.labels_A.tolist() == [7, 8, 9, 5, 6, 4]
     assert packed.row_A.tolist() == [0, 0, 1, 2, 2, 2]
+
+
+def test_an_empty_response_stands_for_nothing():
+    """Not even between two responses of its prompt, nor by a prompt that is its alone."""
+    rows = [make_row([1, 2], [7, 8]), make_row([1, 2], []), make_row([1, 2], [9, 6]), make_row([4, 4], [], group=1)]
+    batch = pack(rows, np.ones(4), num_dp=1, max_bin_tokens=100)
+    ((packed,),) = batch.bins_D_B
+    assert packed.token_ids_T.tolist() == [1, 2, 7, 9]
+    assert packed.row_A.tolist() == [0, 0, 2, 2]
+    assert (batch.num_rows, batch.num_row_tokens) == (4, 6)
+
+
+def test_without_sharing_every_row_brings_its_prompt():
+    rows = [make_row([1, 2, 3], [7, 8]), make_row([1, 2, 3], [9])]
+    ((packed,),) = pack(rows, np.ones(2), num_dp=1, max_bin_tokens=100, share_prompts=False).bins_D_B
+    assert packed.token_ids_T.tolist() == [1, 2, 3, 7, 1, 2, 3]
 
 
 def test_sharing_follows_the_prompt_and_not_the_group():
@@ -215,13 +234,13 @@ def test_packing_the_same_rows_gives_the_same_bins():
 
 
 BAD_CALLS = [
-    ({"rows": []}, "no rows"),
+    ({"rows": []}, "0 rows hold no response token"),
+    ({"rows": [make_row([1], []), make_row([2], [])]}, "2 rows hold no response token"),
     ({"weights": np.ones(2)}, "2 weights for 1 rows"),
     ({"num_dp": 0}, "num_dp = 0"),
     ({"pad_multiple": 0}, "pad_multiple = 0"),
     ({"max_bin_tokens": 4, "pad_multiple": 8}, "max_bin_tokens = 4 is below pad_multiple = 8"),
-    ({"rows": [make_row([], [1])]}, "row 0 .* empty prompt or response"),
-    ({"rows": [make_row([1], [])]}, "row 0 .* empty prompt or response"),
+    ({"rows": [make_row([], [1])]}, "row 0 .* empty prompt"),
     ({"rows": [make_row([1], [1, 2], log_probs=[-1.0])]}, "another number of log-probs"),
 ]
 

@@ -107,11 +107,12 @@ def test_rows_by_role():
 
 def test_what_sharing_prompts_saved():
     none = np.zeros(0)
-    packed = Bin(np.zeros(40), np.zeros(40), none, none, none, none, none, none, none, none)
+    packed = Bin(np.zeros(40), np.zeros(40), none, none, none, none, none, none, none, none, 36)
     metrics = packing_metrics(PackedBatch(((packed,), (packed,)), num_rows=4, num_row_tokens=320))
     assert metrics == {
         "packing/bins": 2,
         "packing/bin_tokens": 80,
         "packing/tokens_per_bin": 40,
+        "packing/useful_share": 0.9,
         "packing/shared_share": 0.75,
     }

@@ -1,99 +1,101 @@
 """Attention by segments against a dense mask in float64, forward and backward."""
 
+import gc
+from pathlib import Path
+
 import pytest
 import torch
-import torch.nn.functional as F
 
-from megatron_spell.policy.attention import Part, PrefixAttention, parts_of
+from megatron_spell.policy.attention import PrefixAttention
+from megatron_spell.policy.attention_calls import Part, grouped, parts_of
+from megatron_spell.policy.attention_kernels import Blockwise, CpuFlash, CudaFlash, kernel_for, part_slices
 from megatron_spell.policy.context import Share, in_bin_order
-
-NUM_TOKENS, HEADS, KV_HEADS, HEAD_DIM = 64, 4, 2, 32
-SEGMENTS = torch.tensor(
-    [
-        [0, 13, 0, 13],  # a prompt with three responses, one of a single token, and one that is empty
-        [0, 13, 13, 18],
-        [0, 13, 18, 18],
-        [0, 13, 18, 27],
-        [0, 13, 27, 28],
-        [28, 50, 28, 50],  # a prompt with one response
-        [28, 50, 50, 53],
-        [53, 57, 53, 57],  # a prompt alone
-        [57, 58, 57, 58],  # a prompt of one token
-        [57, 58, 58, 60],
-    ]
+from megatron_spell.policy.setup import PolicyError
+from tests.unit.policy.attention_lab import (
+    CPU,
+    LONG,
+    NUM_SEGMENT_TOKENS,
+    NUM_TOKENS,
+    SEGMENTS,
+    by_bin,
+    by_kernel,
+    by_rows,
+    calls_of_rank,
+    make_inputs,
+    truth,
+    with_gradients,
 )
+
 WHOLE = [(0, NUM_TOKENS)]
-NUM_SEGMENT_TOKENS = 60  # the rest is padding outside every segment
+KERNELS = [CpuFlash(), Blockwise()]
 
 
-def dense_mask(segments: torch.Tensor) -> torch.Tensor:
-    mask = torch.zeros(NUM_TOKENS, NUM_TOKENS, dtype=torch.bool)
-    for prompt_start, prompt_stop, start, stop in segments.tolist():
-        if (start, stop) != (prompt_start, prompt_stop):
-            mask[start:stop, prompt_start:prompt_stop] = True
-        mask[start:stop, start:stop] = torch.ones(stop - start, stop - start).tril().bool()
-    return mask
+def assert_close(found, wanted, tolerance):
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.double(), other, atol=tolerance, rtol=tolerance)
 
 
-def with_gradients(attend, inputs, grad):
-    out = attend(*inputs)
-    return [out, *torch.autograd.grad(out, inputs, grad)]
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_output_and_gradients_equal_a_dense_mask(kernel, num_ranks, kv_heads):
+    """Each context-parallel rank by its own calls; query heads in groups of 4, 2 and 1 to a key head."""
+    inputs, grad = make_inputs(kv_heads=kv_heads)
+    assert_close(with_gradients(by_kernel(kernel, num_ranks), inputs, grad), truth(inputs, grad), 3e-6)
 
 
-def by_mask(q, k, v):
-    used = slice(0, NUM_SEGMENT_TOKENS)
-    mask = dense_mask(SEGMENTS)[used, used]
-    k, v = (x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (k, v))
-    out = F.scaled_dot_product_attention(q[:, :, used], k[:, :, used], v[:, :, used], attn_mask=mask)
-    return F.pad(out, (0, 0, 0, NUM_TOKENS - NUM_SEGMENT_TOKENS))
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_bin_of_many_tiles_equals_its_rows_run_by_themselves(kernel):
+    inputs, grad = make_inputs(num_tokens=LONG[-1][-1])
+    wanted = with_gradients(by_rows, [x.detach().double().requires_grad_() for x in inputs], grad.double())
+    assert_close(with_gradients(by_bin(kernel, LONG), inputs, grad), wanted, 2e-5)
 
 
-def by_segments(segments):
-    return lambda q, k, v: PrefixAttention.apply(q, k, v, tuple(parts_of(segments, WHOLE)), HEAD_DIM**-0.5)
+def test_bfloat16_stays_bfloat16():
+    inputs, grad = make_inputs(dtype=torch.bfloat16)
+    found = with_gradients(by_kernel(CpuFlash()), inputs, grad)
+    assert {x.dtype for x in found} == {torch.bfloat16}
+    assert_close(found, truth(inputs, grad), 0.05)
 
 
-def by_shares(num_ranks):
-    """What the context-parallel ranks compute, each from its own queries, put back in the order of the bin."""
-
-    def attend(q, k, v):
-        outs = []
-        for rank in range(num_ranks):
-            share = Share(rank, num_ranks)
-            parts = tuple(parts_of(SEGMENTS, share.spans(NUM_TOKENS)))
-            outs.append(PrefixAttention.apply(q[:, :, share.tokens(NUM_TOKENS)], k, v, parts, HEAD_DIM**-0.5))
-        return in_bin_order(torch.cat(outs, 2).transpose(0, 2), num_ranks).transpose(0, 2)
-
-    return attend
+def test_blocks_of_queries_add_up(monkeypatch):
+    """So few scores at once that a part takes several blocks."""
+    monkeypatch.setattr("megatron_spell.policy.attention_kernels.BLOCK_BYTES", 4 * 4 * 22 * 5)
+    inputs, grad = make_inputs()
+    assert_close(with_gradients(by_kernel(Blockwise()), inputs, grad), truth(inputs, grad), 3e-6)
 
 
-@pytest.fixture
-def inputs() -> list[torch.Tensor]:
-    torch.manual_seed(0)
-    return [torch.randn(1, n, NUM_TOKENS, HEAD_DIM, requires_grad=True) for n in (HEADS, KV_HEADS, KV_HEADS)]
+def test_missing_prompt_keys_would_be_seen():
+    """Planted: the responses do not see their prompts."""
+    inputs, grad = make_inputs()
+    alone = tuple((start, stop, start, stop) for _, _, start, stop in SEGMENTS)
+    for found, wanted in zip(
+        with_gradients(by_kernel(CpuFlash(), segments=alone), inputs, grad), truth(inputs, grad), strict=True
+    ):
+        assert (found.double() - wanted).abs().max() > 0.1
 
 
-@pytest.fixture
-def truth(inputs):
-    torch.manual_seed(1)
-    grad = torch.randn(1, HEADS, NUM_TOKENS, HEAD_DIM)
-    doubles = [x.detach().double().requires_grad_() for x in inputs]
-    return grad, with_gradients(by_mask, doubles, grad.double())
+def test_a_gradient_from_the_calls_own_log_sum_exp_would_be_seen():
+    """Planted: what a variable-length attention with its own backward would return for each call."""
+
+    class Unmerged(CpuFlash):
+        def backward(self, grad_out, query, key, value, out, lse, call, scale):
+            return super().backward(
+                grad_out, query, key, value, *self.forward(query, key, value, call, scale), call, scale
+            )
+
+    inputs, grad = make_inputs()
+    found, wanted = with_gradients(by_kernel(Unmerged()), inputs, grad), truth(inputs, grad)
+    assert_close(found[:1], wanted[:1], 3e-6)
+    assert all((one.double() - other).abs().max() > 0.1 for one, other in zip(found[1:], wanted[1:], strict=True))
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 3e-6), (torch.bfloat16, 0.05)])
-def test_output_and_gradients_equal_a_dense_mask(inputs, truth, dtype, tolerance):
-    grad, expected = truth
-    cast = [x.detach().to(dtype).requires_grad_() for x in inputs]
-    for found, wanted in zip(with_gradients(by_segments(SEGMENTS), cast, grad.to(dtype)), expected):
-        assert found.dtype == dtype
-        torch.testing.assert_close(found.double(), wanted, atol=tolerance, rtol=tolerance)
-
-
-@pytest.mark.parametrize("num_ranks", [2, 4])
-def test_context_parallel_shares_equal_a_dense_mask(inputs, truth, num_ranks):
-    grad, expected = truth
-    for found, wanted in zip(with_gradients(by_shares(num_ranks), inputs, grad), expected):
-        torch.testing.assert_close(found.double(), wanted, atol=3e-6, rtol=3e-6)
+def test_strided_inputs_are_as_good_as_plain_ones():
+    """Megatron cuts queries, keys and values out of one projection; what attention gets are views of it."""
+    inputs, _ = make_inputs()
+    views = [torch.cat((x, x), -1)[..., : x.shape[-1]] for x in inputs]
+    assert not views[0].is_contiguous()
+    torch.testing.assert_close(by_kernel(CpuFlash())(*views), by_kernel(CpuFlash())(*inputs), atol=0, rtol=0)
 
 
 def test_shares_cover_a_bin_in_its_order():
@@ -106,32 +108,93 @@ def test_shares_cover_a_bin_in_its_order():
 
 def test_the_layout_worked_by_hand_in_the_docs():
     """docs/parallelism.md: cp = 2, a prompt of 4 tokens, answers of 4 and 3, padding of 5."""
-    segments = torch.tensor([[0, 4, 0, 4], [0, 4, 4, 8], [0, 4, 8, 11], [11, 16, 11, 16]])
+    segments = [[0, 4, 0, 4], [0, 4, 4, 8], [0, 4, 8, 11], [11, 16, 11, 16]]
     first, second = (set(parts_of(segments, Share(rank, 2).spans(16))) for rank in range(2))
     assert first == {Part(0, 4, 0, 4, True), Part(4, 8, 12, 16, True), Part(4, 8, 11, 12)}
     assert second == {Part(0, 4, 4, 8, True), Part(4, 7, 8, 11, True), Part(7, 8, 11, 12, True), Part(0, 7, 0, 4)}
 
 
-def test_missing_prompt_keys_would_be_seen(inputs, truth):
-    """Planted: the responses do not see their prompts."""
-    grad, expected = truth
-    alone = SEGMENTS[:, [2, 3, 2, 3]]
-    for found, wanted in zip(with_gradients(by_segments(alone), inputs, grad), expected):
-        assert (found.double() - wanted).abs().max() > 0.1
-
-
-def test_strided_inputs_are_as_good_as_plain_ones(inputs):
-    """Megatron's layout is [T, 1, N, H]; what attention gets is a view of it."""
-    views = [x.detach().permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3) for x in inputs]
-    plain = by_segments(SEGMENTS)(*(x.detach() for x in inputs))
-    torch.testing.assert_close(by_segments(SEGMENTS)(*views), plain, atol=0, rtol=0)
-
-
-def test_neighbouring_responses_share_one_call_on_their_prompt():
+def test_neighbouring_responses_share_one_part_on_their_prompt():
     shared = [part for part in parts_of(SEGMENTS, WHOLE) if not part.causal]
     assert shared == [Part(13, 28, 0, 13), Part(50, 53, 28, 50), Part(58, 60, 57, 58)]
 
 
 def test_responses_that_lie_apart_each_see_their_prompt():
-    apart = torch.tensor([[0, 4, 0, 4], [0, 4, 4, 6], [6, 8, 6, 8], [0, 4, 8, 9]])
+    apart = [[0, 4, 0, 4], [0, 4, 4, 6], [6, 8, 6, 8], [0, 4, 8, 9]]
     assert [part for part in parts_of(apart, [(0, 9)]) if not part.causal] == [Part(4, 6, 0, 4), Part(8, 9, 0, 4)]
+
+
+def test_a_whole_bin_takes_two_calls_however_many_segments_it_has():
+    causal, on_prompts = calls_of_rank(0, 1)
+    assert (causal.causal, on_prompts.causal) == (True, False)
+    assert causal.queries == causal.keys == slice(0, NUM_SEGMENT_TOKENS)
+    assert causal.query_starts.tolist() == [0, 13, 18, 27, 28, 50, 53, 57, 58, 60]
+    assert on_prompts.queries.tolist() == [*range(13, 28), *range(50, 53), *range(58, 60)]
+    assert on_prompts.keys.tolist() == [*range(13), *range(28, 50), 57]
+    assert (on_prompts.query_starts.tolist(), on_prompts.key_starts.tolist()) == ([0, 15, 18, 20], [0, 13, 35, 36])
+    assert (on_prompts.max_queries, on_prompts.max_keys) == (15, 22)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_calls_hold_every_part_once_and_a_query_once_each(num_ranks):
+    for rank in range(num_ranks):
+        calls = calls_of_rank(rank, num_ranks)
+        assert len(calls) <= 3
+        numbers = torch.arange(NUM_TOKENS)
+        found = []
+        for call in calls:
+            queries, keys = numbers[call.queries], numbers[call.keys]
+            assert len(set(queries.tolist())) == len(queries)
+            for here, span in part_slices(call):
+                q, k = queries[here].tolist(), keys[span].tolist()
+                found.append(Part(q[0], q[-1] + 1, k[0], k[-1] + 1, call.causal))
+        assert sorted(found, key=repr) == sorted(parts_of(SEGMENTS, Share(rank, num_ranks).spans(NUM_TOKENS)), key=repr)
+
+
+def test_a_query_that_two_parts_have_takes_another_call():
+    cut = [Part(0, 4, 8, 12, True), Part(0, 4, 6, 8), Part(0, 4, 0, 6)]
+    assert grouped(cut) == [cut[:1], cut[1:2], cut[2:]]
+    apart = [Part(0, 4, 8, 12, True), Part(0, 2, 6, 8), Part(2, 4, 0, 6)]
+    assert grouped(apart) == [apart[:1], apart[1:]]
+
+
+def test_kernels_go_by_device_dtype_and_head_size():
+    gpu = torch.device("cuda", 0)
+    assert isinstance(kernel_for(CPU, torch.bfloat16, 20), CpuFlash)
+    assert isinstance(kernel_for(gpu, torch.bfloat16, 128), CudaFlash)
+    assert isinstance(kernel_for(gpu, torch.float32, 20), Blockwise)
+    for head_dim in (20, 264):
+        with pytest.raises(PolicyError, match=f"head_dim = {head_dim} has no flash attention"):
+            kernel_for(gpu, torch.bfloat16, head_dim)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_the_gpu_operators_take_what_they_are_given(num_ranks):
+    """Arguments, shapes and dtypes by torch's own rules, without a GPU: meta tensors run all but the arithmetic."""
+    meta = torch.device("meta")
+    inputs, _ = make_inputs(meta, torch.bfloat16)
+    for rank in range(num_ranks):
+        calls = calls_of_rank(rank, num_ranks, meta)
+        own = torch.empty_like(inputs[0][: NUM_TOKENS // num_ranks]).requires_grad_()
+        out = PrefixAttention.apply(own, *inputs[1:], calls, CudaFlash(), 0.2)
+        grads = torch.autograd.grad(out, [own, *inputs[1:]], torch.empty_like(own))
+        assert [(x.shape, x.dtype) for x in grads] == [(x.shape, x.dtype) for x in (own, *inputs[1:])]
+        assert (out.shape, out.dtype) == (own.shape, torch.bfloat16)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux")
+def test_no_scores_of_a_whole_prompt_are_held():
+    """One head, a prompt of 6K tokens: its scores would take 144 MB; torch's kernel tiles them, both ways."""
+    num_tokens = 6_240
+    segments = ((0, 6_000, 0, 6_000), (0, 6_000, 6_000, 6_120), (0, 6_000, 6_120, num_tokens))
+    inputs = [torch.randn(num_tokens, 1, 16, requires_grad=True) for _ in range(3)]
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before = resident("VmRSS")
+    with_gradients(by_bin(CpuFlash(), segments), inputs, torch.randn(num_tokens, 1, 16))
+    assert resident("VmHWM") - before < 40e6
+
+
+def resident(what: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))

@@ -44,6 +44,25 @@ def test_a_usable_question_gives_its_answers_with_advantages_of_its_group(usable
     assert all(np.array_equal(row.prompt_ids_T, first[0].prompt_ids_T) for row in first)
 
 
+def without_output(answer):
+    completion = answer.turn.completion
+    nothing = replace(completion, token_ids_T=completion.token_ids_T[:0], log_probs_T=completion.log_probs_T[:0])
+    return replace(answer, turn=replace(answer.turn, completion=nothing))
+
+
+def test_an_empty_answer_counts_in_its_groups_baseline_and_brings_no_token(usable):
+    answers_G = usable[0].answers_G
+    one_empty = replace(usable[0], answers_G=(without_output(answers_G[0]), *answers_G[1:]))
+    rows, whole = rows_of([one_empty], Role.RESPONDER), rows_of(usable[:1], Role.RESPONDER)
+    assert [row.advantage for row in rows] == [row.advantage for row in whole]
+    assert [row.response_ids_A.size > 0 for row in rows] == [False] + [True] * 7
+
+
+def test_a_group_of_empty_answers_has_no_signal(usable):
+    empty = replace(usable[0], answers_G=tuple(map(without_output, usable[0].answers_G)))
+    assert rows_of([empty], Role.RESPONDER) == []
+
+
 def test_the_last_token_of_a_response_is_the_stop_token(usable):
     row = rows_of(usable, Role.RESPONDER)[0]
     assert row.response_ids_A[-1] == 258

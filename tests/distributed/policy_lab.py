@@ -109,10 +109,19 @@ def write_tiny_qwen3(folder: Path, tied: bool) -> Path:
     return write_tiny(folder, "qwen3", tied)
 
 
+def drawn_families(rng: np.random.Generator) -> tuple[tuple[int, tuple[int, ...], Role], ...]:
+    """As FAMILIES, of any lengths, empty responses among them."""
+    return tuple(
+        (int(rng.integers(1, 34)), tuple(rng.integers(0, 10, rng.integers(1, 5)).tolist()), role)
+        for role in (*Role, Role.RESPONDER)
+    )
+
+
 def make_rows(seed: int) -> list[TrainRow]:
+    """Those of FAMILIES for seed 0, drawn ones for every other."""
     rng = np.random.default_rng(seed)
     rows = []
-    for group, (prompt, responses, role) in enumerate(FAMILIES):
+    for group, (prompt, responses, role) in enumerate(drawn_families(rng) if seed else FAMILIES):
         prompt_ids = rng.integers(0, VOCAB, prompt)
         for length in responses:
             rows.append(

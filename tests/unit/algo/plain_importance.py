@@ -26,6 +26,8 @@ def plain_weights(raw: np.ndarray, engine: np.ndarray, algo: AlgoSection) -> lis
     """(ratio of the chosen form, cut at the cap; whether the token is trained on) of each token of a row."""
     section = algo.importance
     ratios = [math.exp(now - then) for now, then in zip(raw, engine)]
+    if not ratios:
+        return []
     mean = math.prod(ratios) ** (1 / len(ratios))
     row_kept = section.mask_row_low <= mean <= (section.mask_row_high or math.inf)
     found = []

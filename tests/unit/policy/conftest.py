@@ -1,21 +1,10 @@
-"""One process is the whole mesh."""
+"""Tiny models for tests of one process."""
 
 from pathlib import Path
 
 import pytest
 
-from megatron_spell.layout.mesh import Mesh
 from tests.distributed.policy_lab import Reference, write_tiny_qwen3
-
-
-@pytest.fixture(scope="package")
-def alone():
-    """The process groups of a mesh of one rank."""
-    from megatron_spell.policy import setup
-
-    setup.initialise(Mesh(), timeout_s=60)
-    yield
-    setup.shut_down()
 
 
 @pytest.fixture(scope="package")

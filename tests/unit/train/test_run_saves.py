@@ -21,16 +21,6 @@ from tests.distributed.policy_lab import write_tiny_qwen3
 
 
 @pytest.fixture(scope="module")
-def alone():
-    from megatron_spell.layout.mesh import Mesh
-    from megatron_spell.policy import setup
-
-    setup.initialise(Mesh(), timeout_s=60)
-    yield
-    setup.shut_down()
-
-
-@pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     return write_tiny_qwen3(tmp_path_factory.mktemp("models") / "model", tied=True)
 

@@ -2,9 +2,9 @@
 
 What it adds to `TopKRouter` (megatron-core 0.16), each for a reason:
 
-- *Replay.* Megatron's `RouterReplay` keeps one tensor of choices for all tokens and finds out by a global switch whether
-  it is replaying a forward or a recomputed pass. Here a token can go its own way (padding, and what no engine has seen),
-  and the choices of a bin are found again when its activations are recomputed. Megatron's hook in the top-k is used.
+- *Replay.* Megatron's `RouterReplay` wants choices for all tokens, and a global switch tells it whether it replays a
+  forward or a recomputed pass. Here a token can go its own way (padding, and what no engine has seen), and the choices
+  of a bin are found again when its activations are recomputed. Megatron's hook in the top-k is used.
 - *Losses.* Megatron balances the experts of each micro-batch and divides by tokens that are counted locally. Here both
   losses are sums over tokens whose weights were settled over the whole batch, like the policy's own loss.
 """
@@ -37,7 +37,7 @@ class Routes:
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """How the tokens of a pass are routed. The weights are of one token read once: coefficient / tokens of the batch."""
+    """How the tokens of a pass are routed. A weight is a loss's coefficient / tokens of the batch."""
 
     replay: ReplayMode = "never"
     balance_weight: float = 0.0
@@ -47,9 +47,9 @@ class Orders:
 class PolicyRouter(TopKRouter):
     """Routes the bin it was told of last; when activations are recomputed, the bin whose turn it is.
 
-    `seen` sums over what it routed since `begin` (None: nothing yet), float64 [2 E + 3]: tokens sent to each expert, probabilities of each
-    expert, squared log-sum-exp of the scores, choices that differ from the engine's, choices compared. All are weighted
-    by `Routes.reads_t`, so that they do not depend on how rows were packed.
+    `seen` sums over what it routed since `begin` (None: nothing yet), float64 [2 E + 3]: tokens sent to each expert,
+    probabilities of each expert, squared log-sum-exp of the scores, choices that differ from the engine's, choices
+    compared. All are weighted by `Routes.reads_t`, so that they do not depend on how rows were packed.
     """
 
     def __init__(self, config: TransformerConfig, pg_collection: ProcessGroupCollection | None = None) -> None:

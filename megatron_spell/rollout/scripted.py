@@ -31,8 +31,9 @@ class ScriptedEngine:
 
     A reply is cut after the first token of `spec.stop_ids` and at `spec.max_tokens`, as a real engine would; a reply
     that reaches `max_tokens` without a stop token finishes with "length". `log_probs` maps a reply's tokens to their
-    log-probabilities (default: -1 each), `experts` a prompt and a reply to recorded expert choices. `delay_s` gives the seconds a call takes, from its index. `failures` maps the
-    index of a call to the error it raises, `update_failures` the step of an update.
+    log-probabilities (default: -1 each), `experts` a prompt and a reply to recorded expert choices. `delay_s` gives
+    the seconds a call takes, from its index. `failures` maps the index of a call to the error it raises,
+    `update_failures` the step of an update.
     """
 
     reply: Reply

@@ -1,4 +1,4 @@
-"""One rank of the routing tests: every case in argv[1] trains on replayed choices in its layout and writes what it saw."""
+"""One rank of the routing tests: the cases in argv[1] replay choices in their layouts and write what they saw."""
 
 import json
 import sys

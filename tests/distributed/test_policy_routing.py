@@ -81,7 +81,9 @@ def assert_own_choices_change_no_bit(folder: Path, name: str) -> None:
     seen = json.loads((folder / name / "seen.json").read_text())
     assert seen["always"] == seen["never"]
     assert seen["always metrics"]["moe/routing_differs"] == 0
-    without, with_own = (load_file(folder / name / mode / "gradients/model.safetensors") for mode in ("never", "always"))
+    without, with_own = (
+        load_file(folder / name / mode / "gradients/model.safetensors") for mode in ("never", "always")
+    )
     assert all(torch.equal(with_own[key], gradient) for key, gradient in without.items())
 
 

@@ -122,9 +122,7 @@ def test_tokens_without_choices_go_the_policys_own_way(alone, folder, forced):
 
 @pytest.mark.parametrize("replayed", [False, True], ids=["own choices", "replayed"])
 @pytest.mark.parametrize(("balance", "z"), [(0.5, 0.0), (0.0, 0.01), (0.3, 0.02)])
-def test_router_losses_equal_plain_ones_over_rows_run_one_by_one(
-    alone, folder, forced, tmp_path, balance, z, replayed
-):
+def test_router_losses_equal_plain_ones_over_rows_run_one_by_one(alone, folder, forced, tmp_path, balance, z, replayed):
     rows = with_other_choices(make_rows(0)) if replayed else make_rows(0)
     moe = {"balance_loss_coef": balance, "z_loss_coef": z}
     policy = policy_with(folder, routing_replay="always" if replayed else "never", **moe)

@@ -13,7 +13,6 @@ from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import MoeSection
 from megatron_spell.policy.microbatches import BinTensors
 from megatron_spell.policy.router import Orders, PolicyRouter, Routes
-from megatron_spell.policy.setup import PolicyError
 from megatron_spell.types.batches import PackedBatch
 
 
@@ -100,8 +99,6 @@ class Routing:
         self.routers = [m for chunk in chunks for m in chunk.modules() if isinstance(m, PolicyRouter)]
         self.num_layers, self.moe = shape.num_layers, moe
         self.num_tokens = 1
-        if moe.routing_replay != "never" and any(router.config.moe_router_fusion for router in self.routers):
-            raise PolicyError("Megatron's moe_router_fusion chooses experts by itself; routing_replay needs it off")
 
     def begin(self, batch: PackedBatch) -> None:
         """Ready the routers for a pass over the batch."""

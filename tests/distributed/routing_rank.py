@@ -12,28 +12,12 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_spell.config.schema import MeshSection
-from megatron_spell.policy import model, routing, setup, step
-from megatron_spell.policy.megatron_config import transformer_config
+from megatron_spell.policy import routing, setup, step
 from tests.distributed.policy_lab import LAYOUT_SWITCHES, batch_for, make_policy, make_rows
 from tests.distributed.policy_rank import write_gradients
 from tests.distributed.routing_lab import RoutedReference, with_other_choices, with_own_choices
 
 MOE = {"balance_loss_coef": 0.3, "z_loss_coef": 0.02}
-
-
-def recomputing(granularity: str):
-    """A TransformerConfig whose activations are computed again in the backward pass."""
-
-    def make(*args):
-        config = transformer_config(*args)
-        config.recompute_granularity = granularity
-        if granularity == "full":
-            config.recompute_method, config.recompute_num_layers = "uniform", 1
-        else:
-            config.recompute_modules = ["moe"]
-        return config
-
-    return patch.object(model, "transformer_config", make)
 
 
 def own_tokens_of_the_bin(bin_tensors, **_):
@@ -62,8 +46,7 @@ def run_case(case: dict, own: list) -> None:
     seen = {}
     for mode, rows in (("never", own), ("always", own), ("always", with_other_choices(own))):
         name = "other" if rows is not own else mode
-        with recomputing(case["recompute"]) if "recompute" in case else nullcontext():
-            policy = make_policy(Path(case["model"]), mesh, moe={"routing_replay": mode, **MOE}, **switches)
+        policy = make_policy(Path(case["model"]), mesh, moe={"routing_replay": mode, **MOE}, **switches)
         policy.load_hf(Path(case["model"]))
         seen[name] = log_probs_and_gradients(policy, rows, out / name).tolist()
         seen[f"{name} metrics"] = policy.update(batch_for(policy, rows)).metrics()

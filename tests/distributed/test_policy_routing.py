@@ -17,12 +17,14 @@ pytestmark = pytest.mark.slow
 
 RANK = Path(__file__).with_name("routing_rank.py")
 SP = {"sequence_parallel": True}
+FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+SELECTIVE = {"recompute_granularity": "selective", "recompute_modules": ["moe"]}
 TWO = {
     "ep allgather": {"mesh": {"dp": 2, "ep": 2}, "dispatcher": "allgather"},
     "tp sp": {"mesh": {"tp": 2}, **SP},
     "cp": {"mesh": {"cp": 2}},
-    "pp, all computed again": {"mesh": {"pp": 2}, "recompute": "full"},
-    "pp vpp, experts computed again": {"mesh": {"pp": 2, "vpp": 2}, "recompute": "selective"},
+    "pp, all computed again": {"mesh": {"pp": 2}, "megatron": {"transformer": FULL}},
+    "pp vpp, experts computed again": {"mesh": {"pp": 2, "vpp": 2}, "megatron": {"transformer": SELECTIVE}},
 }
 FOUR = {"tp sp cp ep etp 1": {"mesh": {"tp": 2, "cp": 2, "ep": 2, "etp": 1}, **SP}}
 FAULTY = "tp sp, first tokens"

@@ -41,8 +41,7 @@ def test_experts_train_and_the_engine_follows(store, base_model, tmp_path):
     assert [entry["step"] for entry in steps] == [1, 2, 3]
     for entry in steps:
         # Before each step, on tokens that the engine sampled with what the refresh had brought it.
-        assert entry["mismatch/log_prob_diff/max"] < 5e-3
-        assert entry["mismatch/log_prob_diff/mean"] < 1e-4
+        assert entry["mismatch/log_prob_diff/mean"] < 2e-5
         assert entry["policy/grad_norm"] > 0
         assert entry["bridge/bytes"] > 8e6
         for layer in range(4):

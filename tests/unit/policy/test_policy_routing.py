@@ -1,5 +1,6 @@
 """Routing replay, router losses and expert loads of one process against Hugging Face with forced routers."""
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from megatron_spell.policy import step
 from megatron_spell.policy.routing import routing_metrics
+from megatron_spell.rollout.engine import SamplingSpec
+from megatron_spell.rollout.scripted import ScriptedEngine
 from tests.distributed.policy_lab import batch_for, difference, make_batch, make_policy, make_rows, write_tiny
 from tests.distributed.policy_rank import write_gradients
 from tests.distributed.routing_lab import (
@@ -41,15 +45,9 @@ def policy_with(folder: Path, **moe):
 def gradients(policy, rows: list, out: Path) -> Path:
     batch = batch_for(policy, rows)
     policy.routing.begin(batch)
-    policy.routing.settle_losses(look=lambda: policy_log_probs(policy, batch))
+    policy.routing.settle_losses(look=lambda: step.token_log_probs(policy.ddp, batch))
     write_gradients(policy, rows, out)
     return out / "gradients"
-
-
-def policy_log_probs(policy, batch) -> None:
-    from megatron_spell.policy import step
-
-    step.token_log_probs(policy.ddp, batch)
 
 
 def off_by(policy, rows: list, reference: RoutedReference) -> float:
@@ -80,6 +78,21 @@ def test_replaying_other_choices_equals_routers_that_are_forced_to_them(alone, f
     forced.backward(rows)
     assert forced.gradients()["model.layers.0.mlp.gate.weight"].abs().max() > 1e-3, "routers must learn"
     assert difference(gradients(policy, rows, tmp_path), forced.gradients()) < 1e-5
+
+
+def test_choices_recorded_by_an_engine_reach_the_routers(alone, folder, forced):
+    recorded = {row.response_ids_A.tobytes(): row for row in with_other_choices(make_rows(0))}
+
+    async def play(row):
+        engine = ScriptedEngine(
+            lambda *_: row.response_ids_A,
+            experts=lambda _, token_ids_T: recorded[token_ids_T.astype(np.int64).tobytes()].experts,
+        )
+        return await engine.generate(row.prompt_ids_T, SamplingSpec(1.0, 1.0, max_tokens=row.response_ids_A.size))
+
+    rows = [replace(row, experts=asyncio.run(play(row))[0].experts) for row in make_rows(0)]
+    assert off_by(policy_with(folder, routing_replay="always"), rows, forced) < 1e-4
+    assert off_by(policy_with(folder, routing_replay="never"), rows, forced) > 1e-2
 
 
 @pytest.mark.parametrize("spoil", [one_token_late, layers_swapped])

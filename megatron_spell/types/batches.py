@@ -39,8 +39,8 @@ class Bin:
     causally to its own. `position_ids_T` continue from the prompt in every response. For trained token i: the hidden
     state at `predictors_A[i]` predicts `labels_A[i]`, belongs to row `row_A[i]` of the batch and has the loss weight
     `weights_A[i]` (settled globally, so that bins only add up) and `advantages_A[i]`. The first `num_real_tokens` are
-    of rows, the others padding; a filler has none. `experts_T_L_K` (int16) are the engine's expert choices, -1 for tokens
-    without any; None when no row of the bin has them.
+    of rows, the others padding; a filler has none. `experts_T_L_K` (int16) are the engine's expert choices, -1 for
+    tokens without any; None when no row of the bin has them.
     """
 
     token_ids_T: np.ndarray

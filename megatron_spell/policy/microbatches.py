@@ -19,7 +19,9 @@ class BinTensors:
 
     `predictors_A` count in the share's tokens, `segments_S_4` in the bin's. The prompt's last token predicts the first
     token of every response, so a rank may score tokens of responses that it does not hold. `segments_S_4` stays on the
-    CPU, where attention reads it. `number_A` is a trained token's number within its row.
+    CPU, where attention reads it. `number_A` is a trained token's number within its row. `reads_T` (float32) counts the
+    rows that read a token: a prompt is read by each of its responses, padding and fillers by none. `experts_T_L_K` are
+    the engine's expert choices, int16 as in the bin, or None.
     """
 
     token_ids_1_T: Tensor
@@ -33,6 +35,8 @@ class BinTensors:
     role_A: Tensor
     row_A: Tensor
     number_A: Tensor
+    reads_T: Tensor
+    experts_T_L_K: Tensor | None
 
     @classmethod
     def of(cls, packed: Bin, share: Share) -> "BinTensors":
@@ -53,6 +57,8 @@ class BinTensors:
             role_A=_ids(packed.role_A[mine_A]),
             row_A=_ids(packed.row_A[mine_A]),
             number_A=_ids(_numbers_within_rows(packed.row_A)[mine_A]),
+            reads_T=_reals(reads_of(packed)[held_T]),
+            experts_T_L_K=_experts(packed, held_T),
         )
 
     @property
@@ -66,6 +72,26 @@ def bins_of(batch: PackedBatch, dp_rank: int, share: Share, *, equal_lengths: bo
     for bins_D in zip(*batch.bins_D_B, strict=True):
         longest = max(packed.num_tokens for packed in bins_D) if equal_lengths else bins_D[dp_rank].num_tokens
         yield BinTensors.of(lengthened(bins_D[dp_rank], longest), share)
+
+
+def reads_of(packed: Bin) -> np.ndarray:
+    """How many rows read each token of the bin: [T].
+
+    Every row's first token is predicted by its prompt's last one, so predictors there count a prompt's rows.
+    """
+    first_A = packed.predictors_A[packed.row_A >= 0]
+    rows_T = np.bincount(first_A, minlength=packed.num_tokens)
+    reads_T = np.zeros(packed.num_tokens, dtype=np.int64)
+    for prompt_start, prompt_stop, start, stop in packed.segments_S_4:
+        is_prompt = (start, stop) == (prompt_start, prompt_stop)
+        reads_T[start:stop] = rows_T[stop - 1] if is_prompt else 1
+    return reads_T
+
+
+def _experts(packed: Bin, held_T: np.ndarray) -> Tensor | None:
+    if packed.experts_T_L_K is None:
+        return None
+    return torch.from_numpy(packed.experts_T_L_K[held_T]).to(platform.device())
 
 
 def _numbers_within_rows(row_A: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from megatron_spell.policy.log_probs import TokenScores, score_tokens, share_of
 from megatron_spell.policy.megatron_config import transformer_config
 from megatron_spell.policy.microbatches import BinTensors
 from megatron_spell.policy.rope import inverse_frequencies
+from megatron_spell.policy.routing import tell_routers
 from megatron_spell.policy.setup import refuse_layout
 
 HEAD_CHUNK_BYTES = 256 * 2**20  # of float32 logits held at once by a rank
@@ -88,6 +89,7 @@ class PolicyModel(GPTModel):
 
     def forward(self, bin_tensors: BinTensors) -> Tensor | TokenScores:
         self.rotary_pos_emb.place(bin_tensors.position_ids_1_T)
+        tell_routers(self, bin_tensors)
         return super().forward(
             bin_tensors.token_ids_1_T,
             bin_tensors.position_ids_1_T,

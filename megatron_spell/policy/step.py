@@ -50,6 +50,7 @@ class StepReport:
     mismatch: Mismatch
     skipped: int
     skipped_in_a_row: int
+    routing: dict[str, float] = field(default_factory=dict)  # of a mixture of experts, see routing.py
 
     def metrics(self) -> dict[str, float]:
         """The figures by their names in metrics.jsonl (docs/running.md)."""
@@ -65,6 +66,7 @@ class StepReport:
             **self.mismatch.metrics(),
             "policy/skipped_updates": float(self.skipped),
             "policy/skipped_in_a_row": float(self.skipped_in_a_row),
+            **self.routing,
         }
 
 

@@ -33,6 +33,7 @@ from megatron_spell.policy.optimizer_state import (
     set_steps,
     whole_state,
 )
+from megatron_spell.policy.routing import Routing
 from megatron_spell.policy.saving import CheckpointWriter, Part, PolicyState
 from megatron_spell.policy.setup import PolicyError
 from megatron_spell.policy.step import Measured, StepReport
@@ -70,6 +71,7 @@ class MegatronPolicy:
         platform.install()  # Megatron's modules are all imported by now
         model_parallel_cuda_manual_seed(seed)
         self.chunks = build_model(shape, policy, temperature)
+        self.routing = Routing(self.chunks, shape, policy.moe)
         self.parameters = local_parameters(self.chunks, self.mesh)
         self.ddp = wrap_model(self.chunks, policy)
         self.optimizer = build_optimizer(self.ddp, policy)
@@ -105,6 +107,8 @@ class MegatronPolicy:
         bins do not divide over the mesh.
         """
         _check_bins(batch, self.policy.bin_multiple)
+        self.routing.begin(batch)
+        self.routing.settle_losses(look=lambda: step.token_log_probs(self.ddp, batch))
         measured = step.accumulate_gradients(self.ddp, batch, self.algo)
         grad_norm, is_finite = self._grad_norm()
         if is_finite:
@@ -129,6 +133,7 @@ class MegatronPolicy:
             mismatch=measured.mismatch,
             skipped=self.skipped,
             skipped_in_a_row=self.skipped_in_a_row,
+            routing=self.routing.metrics(),
         )
 
     def log_probs(self, batch: PackedBatch) -> list[np.ndarray]:
@@ -136,6 +141,7 @@ class MegatronPolicy:
         _check_bins(batch, self.policy.bin_multiple)
         starts = _row_starts(batch)
         flat = torch.zeros(int(starts[-1]), dtype=torch.float32, device=platform.device())
+        self.routing.begin(batch)
         scored = step.token_log_probs(self.ddp, batch)
         if parallel_state.get_tensor_model_parallel_rank() == 0:
             for bin_tensors, scores in scored:

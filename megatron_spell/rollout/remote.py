@@ -36,6 +36,7 @@ class RemoteEngine:
         seed: int = 0,
         version: int = 0,
         update_timeout_s: float = 300.0,
+        expert_choices: bool = False,
         num_cpus: float = 1,
         num_gpus: float = 0,
         env: Mapping[str, str] | None = None,
@@ -47,7 +48,7 @@ class RemoteEngine:
         without it. `log` takes all that the engine's processes print.
         """
         kwargs = {"model": str(model), "settings": settings, "seed": seed, "name": name, "version": version}
-        kwargs["update_timeout_s"] = update_timeout_s
+        kwargs |= {"update_timeout_s": update_timeout_s, "expert_choices": expert_choices}
         place = {"num_cpus": num_cpus, "num_gpus": num_gpus, "timeout_s": settings.start_timeout_s}
         handle = await cluster.spawn(VLLM_ENGINE, kwargs, name=name, env=env, log=log, **place)
         engine = cls(handle, settings, update_timeout_s)

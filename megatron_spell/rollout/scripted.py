@@ -8,7 +8,7 @@ import numpy as np
 
 from megatron_spell.rollout.engine import EngineError, PromptTooLong, SamplingSpec
 from megatron_spell.rollout.turnstile import Turnstile
-from megatron_spell.types.play import Completion
+from megatron_spell.types.play import Completion, ExpertChoices
 
 Reply = Callable[[np.ndarray, SamplingSpec, int], Sequence[int] | np.ndarray]
 UpdateStep = str  # "connect", "begin_update", "receive_weights" or "finish_update"
@@ -31,8 +31,9 @@ class ScriptedEngine:
 
     A reply is cut after the first token of `spec.stop_ids` and at `spec.max_tokens`, as a real engine would; a reply
     that reaches `max_tokens` without a stop token finishes with "length". `log_probs` maps a reply's tokens to their
-    log-probabilities (default: -1 each). `delay_s` gives the seconds a call takes, from its index. `failures` maps the
-    index of a call to the error it raises, `update_failures` the step of an update.
+    log-probabilities (default: -1 each), `experts` a prompt and a reply to recorded expert choices. `delay_s` gives
+    the seconds a call takes, from its index. `failures` maps the index of a call to the error it raises,
+    `update_failures` the step of an update.
     """
 
     reply: Reply
@@ -40,6 +41,7 @@ class ScriptedEngine:
     version: int = 0
     max_model_len: int | None = None
     log_probs: Callable[[np.ndarray], np.ndarray] = lambda token_ids_T: np.full(len(token_ids_T), -1.0, np.float32)
+    experts: Callable[[np.ndarray, np.ndarray], ExpertChoices] | None = None
     delay_s: Callable[[int], float] = lambda call: 0.0
     failures: Mapping[int, Exception] = field(default_factory=dict)
     update_failures: Mapping[UpdateStep, Exception] = field(default_factory=dict)
@@ -114,4 +116,5 @@ class ScriptedEngine:
         room = self.max_model_len - len(prompt_ids_T) if self.max_model_len is not None else spec.max_tokens
         token_ids_T = token_ids_T[: stops[0] + 1 if stopped else min(spec.max_tokens, room)]
         cut = not stopped and len(token_ids_T) >= min(spec.max_tokens, room)
-        return Completion(token_ids_T, self.log_probs(token_ids_T), "length" if cut else "stop", version)
+        experts = self.experts(prompt_ids_T, token_ids_T) if self.experts else None
+        return Completion(token_ids_T, self.log_probs(token_ids_T), "length" if cut else "stop", version, experts)

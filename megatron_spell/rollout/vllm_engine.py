@@ -3,10 +3,12 @@
 import asyncio
 import itertools
 from collections.abc import Awaitable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from pydantic import ValidationError
 
 from megatron_spell.config.schema import RolloutSection
 from megatron_spell.rollout.engine import (
@@ -19,7 +21,7 @@ from megatron_spell.rollout.engine import (
 )
 from megatron_spell.rollout.turnstile import Turnstile
 from megatron_spell.rollout.vllm_settings import engine_args, prepare_environment, sampling_params
-from megatron_spell.types.play import Completion
+from megatron_spell.types.play import Completion, ExpertChoices
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
@@ -32,7 +34,8 @@ class VllmEngine:
     """An AsyncLLM with one policy version's weights at a time.
 
     `await start()` before anything else; all calls on one event loop. `version` names the weights in `model`.
-    `update_timeout_s` bounds each step of a weight update.
+    `update_timeout_s` bounds each step of a weight update. With `expert_choices` completions carry theirs; where vLLM
+    cannot return them `start` raises.
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class VllmEngine:
         name: str = "engine 0",
         version: int = 0,
         update_timeout_s: float = 300.0,
+        expert_choices: bool = False,
     ) -> None:
         self.name = name
+        self._expert_choices = expert_choices
         self._model = Path(model)
         self._settings = settings
         self._seed = seed
@@ -61,7 +66,8 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         try:
-            self._llm = AsyncLLM.from_engine_args(engine_args(self._model, self._settings, self._seed))
+            args = engine_args(self._model, self._settings, self._seed, expert_choices=self._expert_choices)
+            self._llm = AsyncLLM.from_engine_args(args)
         except Exception as error:
             raise EngineError(f"{self.name} did not start on {self._model}: {_one_line(error)}") from error
         limit_s = self._settings.start_timeout_s
@@ -85,7 +91,8 @@ class VllmEngine:
         limit_s = self._settings.request_timeout_s
         async with self._turnstile.request(limit_s):
             samples = asyncio.gather(*(self._sample(prompt_ids_T, spec, i, room) for i in range(spec.n)))
-            return await self._within(limit_s, samples, f"a completion of {len(prompt_ids_T)} prompt tokens")
+            found = await self._within(limit_s, samples, f"a completion of {len(prompt_ids_T)} prompt tokens")
+        return with_experts_of_the_prompt(found)
 
     async def connect(self, channel: dict) -> None:
         """Open the bridge inside vLLM's workers; `channel` is `vllm_worker.Channel` as plain values."""
@@ -132,7 +139,8 @@ class VllmEngine:
         prompt = {"prompt_token_ids": np.asarray(prompt_ids_T).tolist()}
         request_id = f"{self.name}/{next(self._request_ids)}"
         try:
-            outputs = [out async for out in llm.generate(prompt, sampling_params(spec, sample, room), request_id)]
+            params = sampling_params(spec, sample, room, len(prompt_ids_T))
+            outputs = [out async for out in llm.generate(prompt, params, request_id)]
         except EngineDeadError:
             self._turnstile.break_down("vLLM's engine process died")
             raise EngineDied(f"{self.name}: vLLM's engine process died during a completion") from None
@@ -142,9 +150,10 @@ class VllmEngine:
             raise EngineError(f"{self.name}: vLLM refused a prompt: {_one_line(error)}") from error
         if not outputs:
             raise EngineError(f"{self.name}: vLLM ended a completion without output")
-        return self._completion(outputs[-1].outputs[0], version)
+        return self._completion(outputs[-1].outputs[0], version, 0 if sample else len(prompt_ids_T))
 
-    def _completion(self, output: "CompletionOutput", version: int) -> Completion:
+    def _completion(self, output: "CompletionOutput", version: int, num_prompt_tokens: int) -> Completion:
+        """`num_prompt_tokens` are those whose expert choices come along."""
         token_ids_T = np.asarray(output.token_ids, np.int32)
         if output.finish_reason not in ("stop", "length"):
             raise EngineError(f"{self.name}: a completion ended with {output.finish_reason!r}")
@@ -155,7 +164,19 @@ class VllmEngine:
         versions = {span.version for span in output.weight_versions or ()}
         if versions != {str(version)}:
             raise MixedVersions(f"{self.name}: tokens of version {version} carry vLLM's versions {sorted(versions)}")
-        return Completion(token_ids_T, log_probs_T, output.finish_reason, version)
+        experts = self._experts(output.routed_experts, num_prompt_tokens, len(token_ids_T) - 1)
+        return Completion(token_ids_T, log_probs_T, output.finish_reason, version, experts)
+
+    def _experts(self, routed_T_L_K: np.ndarray | None, num_prompt: int, num_response: int) -> ExpertChoices | None:
+        if not self._expert_choices:
+            return None
+        num_found = -1 if routed_T_L_K is None else len(routed_T_L_K)
+        if num_found != num_prompt + num_response:
+            raise EngineError(
+                f"{self.name}: vLLM returned the expert choices of {max(0, num_found)} tokens of a completion that ran"
+                f" {num_prompt + num_response}"
+            )
+        return ExpertChoices(routed_T_L_K[:num_prompt], routed_T_L_K[num_prompt:])
 
     async def _update_step(self, step: str, awaitable: Awaitable[T]) -> T:
         """Run one step of an update; whatever goes wrong leaves the engine unusable."""
@@ -185,6 +206,16 @@ class VllmEngine:
         return self._llm
 
 
+def with_experts_of_the_prompt(completions: list[Completion]) -> list[Completion]:
+    """All with the prompt's choices of the first, as one array: they are many, and the prompt is the same."""
+    first = completions[0].experts
+    if first is None:
+        return completions
+    return [replace(c, experts=replace(c.experts, prompt_T_L_K=first.prompt_T_L_K)) for c in completions]
+
+
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, ValidationError):  # of vLLM's settings; its own text has the reason on a later line
+        return "; ".join(fault["msg"] for fault in error.errors())
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

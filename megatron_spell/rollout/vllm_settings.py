@@ -41,8 +41,12 @@ def prepare_environment(start_timeout_s: float) -> None:
     os.environ["VLLM_ENGINE_READY_TIMEOUT_S"] = str(math.ceil(start_timeout_s))
 
 
-def engine_args(model: Path, settings: RolloutSection, seed: int) -> "AsyncEngineArgs":
-    """Token ids in and out, raw log-probs, prefix caching, weights through our own backend."""
+def engine_args(model: Path, settings: RolloutSection, seed: int, *, expert_choices: bool = False) -> "AsyncEngineArgs":
+    """Token ids in and out, raw log-probs, prefix caching, weights through our own backend.
+
+    `expert_choices` asks for the experts of every token. vLLM 0.32 refuses that where it does not run its model runner
+    V2, which wants Triton: no CPU build has a fitting one.
+    """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
@@ -55,6 +59,7 @@ def engine_args(model: Path, settings: RolloutSection, seed: int) -> "AsyncEngin
         "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
         "enforce_eager": settings.enforce_eager,
         "tensor_parallel_size": settings.tensor_parallel,
+        "enable_return_routed_experts": expert_choices,
     }
     if current_platform.is_cpu():
         # A seeded request whose prefill is cut ends the engine: vLLM 0.32.0 takes the discarded draw back by the
@@ -76,9 +81,10 @@ def engine_args(model: Path, settings: RolloutSection, seed: int) -> "AsyncEngin
     )
 
 
-def sampling_params(spec: SamplingSpec, sample: int, room: int) -> "SamplingParams":
+def sampling_params(spec: SamplingSpec, sample: int, room: int, num_prompt_tokens: int) -> "SamplingParams":
     """Parameters of sample `sample` of `spec.n`, which may write at most `room` tokens.
 
+    Expert choices of the prompt are wanted once, with sample 0.
     vLLM's own rule for the samples of a request is seed + i, by which neighbouring seeds share most of their samples.
     """
     from vllm import SamplingParams
@@ -96,4 +102,5 @@ def sampling_params(spec: SamplingSpec, sample: int, room: int) -> "SamplingPara
         flat_logprobs=True,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
+        routed_experts_prompt_start=num_prompt_tokens if sample else 0,
     )

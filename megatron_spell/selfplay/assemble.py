@@ -99,6 +99,7 @@ def _rows(role: Role, task: TaskName, scored: Scored, *, group: int, epsilon: fl
             reward=float(reward),
             advantage=float(advantage),
             version=turn.completion.version,
+            experts=turn.completion.experts,
         )
         for (turn, reward), advantage in zip(scored, advantages)
     ]

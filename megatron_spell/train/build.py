@@ -110,5 +110,6 @@ async def _start_engine(config: RunConfig, cluster: RayCluster, number: int) -> 
         name=f"engine {number}",
         seed=config.seed,
         update_timeout_s=config.bridge.timeout_s,
+        expert_choices=config.policy.moe.routing_replay != "never",
         log=config.run_folder.resolve() / "logs" / f"engine_{number}.log",
     )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_spell.types.play import Role, TaskName
+from megatron_spell.types.play import ExpertChoices, Role, TaskName
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -14,6 +14,7 @@ class TrainRow:
     `group` numbers the rows that share a baseline, unique over the batch; rows of a group are adjacent, and rows of
     one responder or verifier group share the identical prompt. `engine_log_probs_A` are the engine's raw log-probs of
     the response. A is the number of response tokens; a row with none is allowed, and brings nothing to train on.
+    `experts` are the engine's expert choices, where it returned them.
     """
 
     role: Role
@@ -25,6 +26,7 @@ class TrainRow:
     reward: float
     advantage: float
     version: int
+    experts: ExpertChoices | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +39,8 @@ class Bin:
     causally to its own. `position_ids_T` continue from the prompt in every response. For trained token i: the hidden
     state at `predictors_A[i]` predicts `labels_A[i]`, belongs to row `row_A[i]` of the batch and has the loss weight
     `weights_A[i]` (settled globally, so that bins only add up) and `advantages_A[i]`. The first `num_real_tokens` are
-    of rows, the others padding; a filler has none.
+    of rows, the others padding; a filler has none. `experts_T_L_K` (int16) are the engine's expert choices, -1 for
+    tokens without any; None when no row of the bin has them.
     """
 
     token_ids_T: np.ndarray
@@ -51,6 +54,7 @@ class Bin:
     role_A: np.ndarray
     row_A: np.ndarray
     num_real_tokens: int
+    experts_T_L_K: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -36,18 +36,31 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ExpertChoices:
+    """Which experts an engine sent each token to, as unsigned integers [T, L, K]: K experts in each of L layers.
+
+    `prompt_T_L_K` covers the whole prompt; completions of one call hold the same array. `response_T_L_K` covers the
+    completion without its last token, which was never run.
+    """
+
+    prompt_T_L_K: np.ndarray
+    response_T_L_K: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Completion:
     """One sampled continuation, as the engine returned it.
 
     `log_probs_T` are the engine's raw (temperature 1, not top-p-renormalised) log-probabilities of `token_ids_T`;
     `version` is the policy version of the weights that wrote it. The end-of-turn token, when sampled, is included.
-    `finish_reason` is "stop" or "length".
+    `finish_reason` is "stop" or "length". `experts` is there when the engine was asked for it.
     """
 
     token_ids_T: np.ndarray
     log_probs_T: np.ndarray
     finish_reason: str
     version: int
+    experts: ExpertChoices | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -160,10 +160,11 @@ def make_policy(folder: Path, mesh: MeshSection | None = None, dtype: str = "flo
     from megatron_spell.policy.worker import MegatronPolicy
 
     layout = {name: settings.pop(name) for name in LAYOUT_SWITCHES if name in settings}
-    if "dispatcher" in settings:
-        layout["moe"] = MoeSection(dispatcher=settings.pop("dispatcher"))
+    moe = settings.pop("moe", {}) | {name: settings.pop(name) for name in ("dispatcher",) if name in settings}
     optimizer = settings.pop("optimizer", OPTIMIZER)
-    section = PolicySection(mesh=mesh or MeshSection(), dtype=dtype, optimizer=optimizer, **layout)
+    section = PolicySection(
+        mesh=mesh or MeshSection(), dtype=dtype, optimizer=optimizer, moe=MoeSection(**moe), **layout
+    )
     defaults = {"temperature": TEMPERATURE, "algo": AlgoSection(), "trust": ANY_DIFF, "seed": 1}
     return MegatronPolicy(ModelShape.load(folder), section, **(defaults | settings))
 

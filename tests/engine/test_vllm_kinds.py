@@ -6,8 +6,9 @@ import os
 import numpy as np
 import pytest
 
-from megatron_spell.rollout.engine import SamplingSpec
-from megatron_spell.rollout.vllm_engine import VllmEngine
+from megatron_spell.rollout import vllm_settings
+from megatron_spell.rollout.engine import EngineError, SamplingSpec
+from megatron_spell.rollout.vllm_engine import VllmEngine, with_experts_of_the_prompt
 from tests.engine.tiny_qwen3 import SETTINGS, VOCAB_SIZE, Reference, TrainerProcess, write_checkpoint, write_family
 
 # The prompt of 150 tokens is longer than either original length.
@@ -53,6 +54,58 @@ async def follow_two_updates(folders, settings) -> None:
 def test_experts_are_updated_in_place(tmp_path):
     folders = [write_checkpoint(tmp_path / str(seed), num_experts=4, seed=seed) for seed in (0, 1)]
     asyncio.run(follow_two_updates(folders, SETTINGS))
+
+
+def test_experts_that_are_not_packed_again_would_be_seen(tmp_path, monkeypatch):
+    """The fault planted: vLLM's own reload, which leaves raw weights where the kernel reads packed ones."""
+    monkeypatch.setattr(vllm_settings, "WORKER", "tests.engine.careless_worker.WorkerExtension")
+    folders = [write_checkpoint(tmp_path / str(seed), num_experts=4, seed=seed) for seed in (0, 1)]
+    with pytest.raises(AssertionError):
+        asyncio.run(follow_two_updates(folders, SETTINGS))
+
+
+def test_an_engine_that_cannot_return_expert_choices_says_so_in_one_line(tmp_path):
+    folder = write_checkpoint(tmp_path / "model", num_experts=4, seed=0)
+    engine = VllmEngine(folder, SETTINGS, expert_choices=True)
+    with pytest.raises(EngineError, match=r"^engine 0 did not start on .*requires Model Runner V2[^\n]*$"):
+        asyncio.run(engine.start())
+
+
+def test_returned_choices_are_of_the_prompt_and_of_what_was_run_of_the_response(tmp_path):
+    """As vLLM lays them out: prompt and response without its last token; the prompt's with the first sample only."""
+    engine = VllmEngine(tmp_path, SETTINGS, expert_choices=True)
+    routed_T_L_K = np.arange(7 * 2 * 2, dtype=np.uint8).reshape(7, 2, 2)
+    first = engine._completion(output_with(routed_T_L_K, num_tokens=4), 0, num_prompt_tokens=4)
+    second = engine._completion(output_with(routed_T_L_K[4:], num_tokens=4), 0, num_prompt_tokens=0)
+    single = engine._completion(output_with(routed_T_L_K[:0], num_tokens=1), 0, num_prompt_tokens=0)
+    for completion, num_run in zip(with_experts_of_the_prompt([first, second, single]), (3, 3, 0)):
+        assert completion.experts.prompt_T_L_K is first.experts.prompt_T_L_K
+        np.testing.assert_array_equal(completion.experts.prompt_T_L_K, routed_T_L_K[:4])
+        np.testing.assert_array_equal(completion.experts.response_T_L_K, routed_T_L_K[4:][:num_run])
+    with pytest.raises(EngineError, match="expert choices of 7 tokens of a completion that ran 8"):
+        engine._completion(output_with(routed_T_L_K, num_tokens=5), 0, num_prompt_tokens=4)
+    with pytest.raises(EngineError, match="expert choices of 0 tokens of a completion that ran 7"):
+        engine._completion(output_with(None, num_tokens=4), 0, num_prompt_tokens=4)
+    assert vllm_settings.sampling_params(GREEDY, 0, 99, 4).routed_experts_prompt_start == 0
+    assert vllm_settings.sampling_params(GREEDY, 1, 99, 4).routed_experts_prompt_start == 4
+
+
+def output_with(routed_T_L_K, num_tokens: int):
+    """vLLM's output of a finished request."""
+    from vllm.logprobs import FlatLogprobs
+    from vllm.outputs import CompletionOutput, WeightVersionSpan
+
+    log_probs = FlatLogprobs(token_ids=[*range(num_tokens)], logprobs=[-1.0] * num_tokens)
+    return CompletionOutput(
+        index=0,
+        text="",
+        token_ids=[*range(num_tokens)],
+        cumulative_logprob=None,
+        logprobs=log_probs,
+        routed_experts=routed_T_L_K,
+        finish_reason="length",
+        weight_versions=[WeightVersionSpan("0", 0, num_tokens)],
+    )
 
 
 @pytest.mark.parametrize(("model_type", "rope"), [("qwen2", YARN), ("llama", LLAMA3)])

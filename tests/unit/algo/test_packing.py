@@ -1,12 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_spell.algo.errors import AlgoError
-from megatron_spell.algo.packing import NO_ROW, pack
+from megatron_spell.algo.packing import NO_ROW, lengthened, pack
 from megatron_spell.types.batches import ROLE_INDEX, Bin, PackedBatch
-from megatron_spell.types.play import Role
+from megatron_spell.types.play import ExpertChoices, Role
 from tests.unit.algo.made_rows import make_row
 
 
@@ -224,6 +226,31 @@ def test_a_row_that_is_too_long_does_not_keep_the_others_from_being_spread():
     assert sorted(packed.num_tokens for packed in all_bins(batch)) == [5, 5, 30]
 
 
+def test_expert_choices_stand_where_their_tokens_do():
+    rows = [with_choices(make_row([1, 2, 3], [4, 5], group=0), 10), with_choices(make_row([1, 2, 3], [6], group=0), 50)]
+    rows.append(make_row([7, 8], [9, 9], group=1))
+    [[packed]] = pack(rows, np.ones(3), num_dp=1, max_bin_tokens=64, pad_multiple=8).bins_D_B
+    of_first_row, none = [10, 11, 12, 13], [-1] * 4  # the prompt's are the first row's; [6] is never run
+    assert packed.token_ids_T.tolist() == [1, 2, 3, 4, 7, 8, 9, 0]
+    assert packed.experts_T_L_K.shape == (8, 2, 1) and packed.experts_T_L_K.dtype == np.int16
+    for layer in range(2):
+        assert packed.experts_T_L_K[:, layer, 0].tolist() == [*(100 * layer + n for n in of_first_row), *none]
+    assert lengthened(packed, 10).experts_T_L_K[:, 0, 0].tolist() == [*of_first_row, *none, -1, -1]
+
+
+def test_rows_without_expert_choices_make_bins_without():
+    [[packed]] = pack([make_row([1], [2, 3])], np.ones(1), num_dp=1, max_bin_tokens=8).bins_D_B
+    assert packed.experts_T_L_K is None and lengthened(packed, 8).experts_T_L_K is None
+
+
+def with_choices(row, first: int):
+    """Token n of the row goes to expert first + n, in layer 1 to a hundred more."""
+    size = row.prompt_ids_T.size
+    chosen_T = np.arange(first, first + size + row.response_ids_A.size - 1)
+    chosen_T_L_K = np.stack([chosen_T, chosen_T + 100], 1)[:, :, None].astype(np.uint8)
+    return replace(row, experts=ExpertChoices(chosen_T_L_K[:size], chosen_T_L_K[size:]))
+
+
 def test_packing_the_same_rows_gives_the_same_bins():
     rng = np.random.default_rng(0)
     rows = [make_row(rng.integers(1, 9, size=rng.integers(1, 40)), rng.integers(1, 9, size=5)) for _ in range(50)]
@@ -242,6 +269,10 @@ BAD_CALLS = [
     ({"max_bin_tokens": 4, "pad_multiple": 8}, "max_bin_tokens = 4 is below pad_multiple = 8"),
     ({"rows": [make_row([], [1])]}, "row 0 .* empty prompt"),
     ({"rows": [make_row([1], [1, 2], log_probs=[-1.0])]}, "another number of log-probs"),
+    (
+        {"rows": [replace(make_row([1], [1, 2]), experts=ExpertChoices(np.zeros((1, 1, 1)), np.zeros((2, 1, 1))))]},
+        "row 0 .* expert choices of another number of tokens",
+    ),
 ]
 
 

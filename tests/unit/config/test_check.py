@@ -18,6 +18,13 @@ QWEN3 = {
     "max_position_embeddings": 4096,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
 }
+QWEN3_MOE = {
+    "model_type": "qwen3_moe",
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "norm_topk_prob": True,
+}
 FITTING = {
     "curriculum": {"length": {"start_tokens": 256, "max_tokens": 1024}},
     "sampling": {"max_tokens": {"questioner": 64, "responder": 64, "verifier": 8}},
@@ -27,12 +34,12 @@ FITTING = {
 
 @pytest.fixture
 def check(tmp_path):
-    def check_(shape: dict | None = None, **sections) -> list[str]:
+    def check_(shape: dict | None = None, on_cpu: bool = True, **sections) -> list[str]:
         (tmp_path / "config.json").write_text(json.dumps(QWEN3 | (shape or {})))
         (tmp_path / "store.h5").touch()
         place = {"run_folder": tmp_path / "run", "model": {"path": tmp_path}, "data": {"store": tmp_path / "store.h5"}}
         config = RunConfig.model_validate({"name": "t"} | place | FITTING | sections)
-        return violations(config)
+        return violations(config, on_cpu=on_cpu)
 
     return check_
 
@@ -104,6 +111,15 @@ def test_ffn_and_head_dim_of_the_model_are_checked(check):
 def test_a_model_that_no_family_describes_is_refused(check, model, expected):
     (line,) = check(model)
     assert expected in line
+
+
+def test_replaying_expert_choices_needs_experts_and_an_engine_that_returns_them(check):
+    replay = {"policy": {"moe": {"routing_replay": "always"}}}
+    (line,) = check(**replay)
+    assert line == "policy.moe.routing_replay = always: the model has no experts; set it to never"
+    (line,) = check(QWEN3_MOE, **replay)
+    assert "routing_replay = always: vLLM on a CPU does not return expert choices" in line
+    assert check(QWEN3_MOE, on_cpu=False, **replay) == []
 
 
 def test_several_faults_are_found_at_once(check):

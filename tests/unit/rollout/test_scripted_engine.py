@@ -5,6 +5,7 @@ import pytest
 
 from megatron_spell.rollout.engine import Engine, EngineError, EngineUnusable, PromptTooLong, SamplingSpec
 from megatron_spell.rollout.scripted import ScriptedEngine
+from megatron_spell.types.play import ExpertChoices
 
 PROMPT = np.arange(5, dtype=np.int32)
 SPEC = SamplingSpec(temperature=1.0, top_p=1.0, max_tokens=6, n=2, stop_ids=(9,))
@@ -53,6 +54,15 @@ def test_counts_keys_and_planted_failures():
     assert (engine.counts.calls, engine.counts.completions) == (2, 2)
     assert (engine.counts.prompt_tokens, engine.counts.completion_tokens) == (5, 4)
     assert engine.keys == ["set", "set"]
+
+
+def test_recorded_expert_choices_come_with_their_completion():
+    def recorded(prompt_ids_T, token_ids_T):
+        return ExpertChoices(np.zeros((len(prompt_ids_T), 2, 1)), np.ones((len(token_ids_T) - 1, 2, 1)))
+
+    completion = generate(ScriptedEngine(lambda *_: [3, 4, 9], experts=recorded))[0]
+    assert (len(completion.experts.prompt_T_L_K), len(completion.experts.response_T_L_K)) == (5, 2)
+    assert generate(ScriptedEngine(lambda *_: [9]))[0].experts is None
 
 
 def test_an_update_brings_a_version_and_a_failed_one_ends_the_engine():

@@ -7,7 +7,7 @@ import pytest
 from megatron_spell.config.schema import AlgoSection
 from megatron_spell.selfplay.assemble import assemble
 from megatron_spell.selfplay.round import play_round
-from megatron_spell.types.play import Draw, Outcome, Role, Round, TaskName
+from megatron_spell.types.play import Draw, ExpertChoices, Outcome, Role, Round, TaskName
 from tests.unit.selfplay.playing import Script, make_config, make_table
 
 
@@ -67,6 +67,17 @@ def test_the_last_token_of_a_response_is_the_stop_token(usable):
     row = rows_of(usable, Role.RESPONDER)[0]
     assert row.response_ids_A[-1] == 258
     assert row.engine_log_probs_A.shape == row.response_ids_A.shape
+
+
+def test_a_row_carries_the_expert_choices_of_its_completion(usable):
+    choices = ExpertChoices(np.zeros((1, 1, 1)), np.zeros((1, 1, 1)))
+    answers_G = [
+        replace(a, turn=replace(a.turn, completion=replace(a.turn.completion, experts=choices)))
+        for a in usable[0].answers_G
+    ]
+    rows = rows_of([replace(usable[0], answers_G=tuple(answers_G))], Role.RESPONDER)
+    assert rows and all(row.experts is choices for row in rows)
+    assert rows_of(usable, Role.RESPONDER)[0].experts is None
 
 
 def test_as_many_failed_questions_as_usable_ones_are_trained_on(usable, failed):

@@ -1,0 +1,72 @@
+"""One rank of the routing tests: the cases in argv[1] replay choices in their layouts and write what they saw."""
+
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_spell.config.schema import MeshSection
+from megatron_spell.policy import routing, setup, step
+from tests.distributed.policy_lab import LAYOUT_SWITCHES, batch_for, make_policy, make_rows
+from tests.distributed.policy_rank import write_gradients
+from tests.distributed.routing_lab import RoutedReference, with_other_choices, with_own_choices
+
+MOE = {"balance_loss_coef": 0.3, "z_loss_coef": 0.02}
+
+
+def own_tokens_of_the_bin(bin_tensors, **_):
+    """The fault: the bin's first tokens, whichever of them this rank routes."""
+    size = bin_tensors.reads_T.numel() // parallel_state.get_tensor_model_parallel_world_size()
+    return routing.Routes(bin_tensors.reads_T[:size], bin_tensors.experts_T_L_K[:size])
+
+
+# What is planted to see that the comparisons would catch it.
+FAULTS = {"first tokens": lambda: patch.object(routing, "routes_of", own_tokens_of_the_bin)}
+
+
+def log_probs_and_gradients(policy, rows: list, out: Path) -> np.ndarray:
+    batch = batch_for(policy, rows)
+    found = np.concatenate(policy.log_probs(batch))
+    policy.routing.begin(batch)
+    policy.routing.settle_losses(look=lambda: step.token_log_probs(policy.ddp, batch))
+    write_gradients(policy, rows, out)
+    return found
+
+
+def run_case(case: dict, own: list) -> None:
+    mesh, out = MeshSection(**case["mesh"]), Path(case["out"])
+    setup.initialise(mesh.mesh(), timeout_s=60)
+    switches = {name: case[name] for name in (*LAYOUT_SWITCHES, "dispatcher") if name in case}
+    seen = {}
+    for mode, rows in (("never", own), ("always", own), ("always", with_other_choices(own))):
+        name = "other" if rows is not own else mode
+        policy = make_policy(Path(case["model"]), mesh, moe={"routing_replay": mode, **MOE}, **switches)
+        policy.load_hf(Path(case["model"]))
+        seen[name] = log_probs_and_gradients(policy, rows, out / name).tolist()
+        seen[f"{name} metrics"] = policy.update(batch_for(policy, rows)).metrics()
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, repr(seen))
+    seen["ranks agree"] = len(set(everyone)) == 1
+    if dist.get_rank() == 0:
+        (out / "seen.json").write_text(json.dumps(seen))
+    parallel_state.destroy_model_parallel()
+
+
+def main(cases: list[dict]) -> None:
+    torch.set_num_threads(1)
+    own = with_own_choices(make_rows(0), RoutedReference(Path(cases[0]["model"])))
+    for case in cases:
+        print(case, flush=True)
+        with FAULTS[case["fault"]]() if "fault" in case else nullcontext():
+            run_case(case, own)
+    setup.shut_down()
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))

@@ -32,7 +32,7 @@ def on_stale_rows(case: dict) -> dict:
 def on_broken_rows(case: dict) -> dict:
     """An update, two on a batch with an infinite advantage, a good one; then broken ones until the policy gives up."""
     policy = policy_of(case, optimizer=OPTIMIZER.model_copy(update={"max_skipped_in_a_row": 3}))
-    broken = make_rows(1)
+    broken = make_rows(1, draw_lengths=False)
     broken[2] = replace(broken[2], advantage=np.inf)
     whole, torn = batch_for(policy, make_rows(0)), batch_for(policy, broken)
     ranks_with_it = [any(np.isinf(b.advantages_A).any() for b in bins) for bins in torn.bins_D_B]

@@ -117,11 +117,11 @@ def drawn_families(rng: np.random.Generator) -> tuple[tuple[int, tuple[int, ...]
     )
 
 
-def make_rows(seed: int) -> list[TrainRow]:
-    """Those of FAMILIES for seed 0, drawn ones for every other."""
+def make_rows(seed: int, *, draw_lengths: bool = True) -> list[TrainRow]:
+    """Rows with the lengths of FAMILIES for seed 0; for every other with drawn ones, unless told otherwise."""
     rng = np.random.default_rng(seed)
     rows = []
-    for group, (prompt, responses, role) in enumerate(drawn_families(rng) if seed else FAMILIES):
+    for group, (prompt, responses, role) in enumerate(drawn_families(rng) if seed and draw_lengths else FAMILIES):
         prompt_ids = rng.integers(0, VOCAB, prompt)
         for length in responses:
             rows.append(

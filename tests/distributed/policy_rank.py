@@ -30,11 +30,11 @@ from tests.distributed.policy_lab import (
 )
 
 
-def wrap_experts_as_dense(chunks, **settings):
+def wrap_experts_as_dense(chunks, section):
     """Megatron's mark of experts that are spread over ranks, taken off."""
     for parameter in (parameter for chunk in chunks for parameter in chunk.parameters()):
         parameter.allreduce = True
-    return optimizer.wrap_model(chunks, **settings)
+    return optimizer.wrap_model(chunks, section)
 
 
 # What is planted to see that the comparisons would catch it.

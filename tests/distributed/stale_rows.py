@@ -21,7 +21,7 @@ def stale_algo(form: str, **settings) -> AlgoSection:
 def make_stale_rows(reference: Reference, seed: int) -> list[TrainRow]:
     """The engine's log-probs are the model's, moved by its own amount for each row and token."""
     rng = np.random.default_rng(seed)
-    rows = make_rows(seed)
+    rows = make_rows(seed, draw_lengths=False)
     with torch.no_grad():
         raw = [reference.log_probs(row).numpy() for row in rows]
     drift = [rng.normal(rng.normal(scale=0.3), 0.4, found.size) for found in raw]

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 TP, PP, DP, CP, VPP, EP = {"tp": 2}, {"pp": 2}, {"dp": 2}, {"cp": 2}, {"vpp": 2}, {"ep": 2}
 ETP1, ETP2 = {"etp": 1}, {"etp": 2}
 SP, SPLIT_ADAM, GATHER = {"sequence_parallel": True}, {"distributed_optimizer": True}, {"dispatcher": "allgather"}
+BF16 = SPLIT_ADAM | {"dtype": "bfloat16"}
 LATER = {"seeds": SEEDS[2:]}
 
 
@@ -43,6 +44,8 @@ def two(lab) -> Lab:
             lab.case("moe-cp ep", CP | EP),
             lab.case("moe-pp then ep split adam", DP | EP, **SPLIT_ADAM, load="moe-pp", **LATER),
             lab.case("moe-ep split adam then tp sp", TP, **SP, load="moe-ep split adam", **LATER),
+            lab.case("moe-bf16 ep split adam", DP | EP, **BF16, save_after=2),
+            lab.case("moe-bf16 ep split adam again", DP | EP, **BF16, load="moe-bf16 ep split adam", **LATER),
             lab.case("moe-experts as dense", DP | EP, fault="experts as dense"),
         ]
     )
@@ -122,6 +125,13 @@ def test_two_expert_parallel_ranks_go_on_as_four(four):
 
 def test_eight_ranks_go_on_as_two(eight):
     assert_went_on_like_plain_torch(eight, "moe-eight then two")
+
+
+def test_a_bfloat16_run_of_experts_goes_on_bit_for_bit(two):
+    """Float32 main weights and moments of both optimizers, the dense layers' and the experts', return exactly."""
+    name = "moe-bf16 ep split adam"
+    assert two.seen(f"{name} again")["grad_norms"] == two.seen(name)["grad_norms"][2:]
+    assert two.weights(f"{name} again/weights") == two.weights(f"{name}/weights")
 
 
 def test_experts_reduced_like_dense_layers_would_be_seen(two):

@@ -8,15 +8,12 @@ import errno
 import json
 import os
 import signal
-import sys
 import threading
-from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from megatron_spell.algo.losses import row_weights
@@ -25,13 +22,13 @@ from megatron_spell.bridge.hf_files import SafetensorsWriter
 from megatron_spell.bridge.transports.base import TransportError
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import CheckpointSection, MeshSection, PolicySection, RunConfig
-from megatron_spell.policy import setup
 from megatron_spell.policy.saving import CheckpointWriter
 from megatron_spell.policy.worker import MegatronPolicy
 from megatron_spell.train import checkpoints as checkpoints_module
 from megatron_spell.train.checkpoints import CheckpointError, Checkpoints
 from megatron_spell.train.member import Member, rank_of_this_process
 from tests.distributed.policy_lab import ANY_DIFF, LAYOUT_SWITCHES, OPTIMIZER, TEMPERATURE, batch_for, make_rows
+from tests.distributed.rank_cases import run_cases
 
 SAVED_AT, LAST = 2, 4  # updates
 # The rate differs from update to update, so that a schedule that began anew would be seen.
@@ -198,28 +195,17 @@ def leave_alone(member: Member, case: dict) -> dict:
 DEEDS = {"save": save_and_go_on, "die": save_every_update, "full disk": fill_the_disk, "alone": leave_alone}
 
 
-def run_case(case: dict) -> None:
+def run_case(case: dict) -> dict:
     config = config_of(case)
-    setup.initialise(config.policy.mesh.mesh(), timeout_s=60)
     member = Member(config, ModelShape.load(config.model.path))
     seen = (resume if "load" in case else DEEDS[case.get("do", "save")])(member, case)
     if "updates" in seen:
         member.policy.export_hf(Path(case["out"], "weights"))
-    if dist.get_rank() == 0:
-        Path(case["out"], "seen.json").write_text(json.dumps(seen))
-    parallel_state.destroy_model_parallel()
+    return seen
 
 
 FAULTS = {"uncopied": lambda: patch.object(CheckpointWriter, "copies", lambda _, tensors: dict(tensors))}
 
 
-def main(cases: list[dict]) -> None:
-    for case in cases:
-        print(case, flush=True)
-        with FAULTS[case["fault"]]() if "fault" in case else nullcontext():
-            run_case(case)
-    setup.shut_down()
-
-
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))
+    run_cases(run_case, FAULTS)

@@ -99,6 +99,7 @@ def assert_trained_like_plain_torch(lab: Lab, name: str) -> None:
 def assert_went_on_like_plain_torch(lab: Lab, name: str) -> None:
     """Saved after two updates in another layout; the two after loading equal an unbroken run's."""
     seen, truth = lab.seen(name), lab.truth[name.split("-")[0]]
-    for figure in ("losses", "log_prob_means", "grad_norms"):
-        np.testing.assert_allclose(seen[figure], truth[figure][2:], rtol=1e-5, err_msg=figure)
+    np.testing.assert_allclose(seen["losses"], truth["losses"][2:], atol=1e-6, rtol=0)
+    for figure in ("log_prob_means", "grad_norms"):  # at ratio one the loss alone says little of the weights
+        np.testing.assert_allclose(seen[figure], truth[figure][2:], rtol=2e-6, err_msg=figure)
     assert lab.distance(name) < 1e-6

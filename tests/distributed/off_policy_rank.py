@@ -1,8 +1,5 @@
 """One rank of test_off_policy.py: runs the cases in argv[1] one after the other, each with own process groups."""
 
-import json
-import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -10,11 +7,11 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from megatron_spell.config.schema import MeshSection
 from megatron_spell.policy import setup, step
 from tests.distributed.policy_lab import OPTIMIZER, batch_for, make_policy, make_rows, with_engine_log_probs
+from tests.distributed.rank_cases import run_cases
 from tests.distributed.stale_rows import stale_algo
 
 FAULTS = {"no sum over ranks": lambda: patch.object(step, "sum_over_context_parallel_ranks", lambda sums: sums)}
@@ -75,17 +72,9 @@ def policy_of(case: dict, **settings):
     return policy
 
 
-def main(cases: list[dict]) -> None:
-    for case in cases:
-        print({name: value for name, value in case.items() if name != "engine_log_probs"}, flush=True)
-        setup.initialise(MeshSection(**case["mesh"]).mesh(), timeout_s=60)
-        with FAULTS[case["fault"]]() if "fault" in case else nullcontext():
-            seen = {"stale": on_stale_rows, "broken": on_broken_rows}[case["do"]](case)
-        if dist.get_rank() == 0:
-            Path(case["out"], "seen.json").write_text(json.dumps(seen))
-        parallel_state.destroy_model_parallel()
-    setup.shut_down()
+def run_case(case: dict) -> dict:
+    return {"stale": on_stale_rows, "broken": on_broken_rows}[case["do"]](case)
 
 
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))
+    run_cases(run_case, FAULTS)

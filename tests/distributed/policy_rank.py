@@ -3,9 +3,6 @@
 One launch for many cases, because starting the processes costs more than all that they do.
 """
 
-import json
-import sys
-from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,7 +12,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_spell.config.schema import MeshSection, TrustSection
-from megatron_spell.policy import attention, optimizer, optimizer_state, setup, step, worker
+from megatron_spell.policy import attention, optimizer, optimizer_state, step, worker
 from megatron_spell.policy.context import Share
 from megatron_spell.policy.microbatches import BinTensors
 from megatron_spell.policy.model import PolicyModel
@@ -28,6 +25,7 @@ from tests.distributed.policy_lab import (
     make_rows,
     with_engine_log_probs,
 )
+from tests.distributed.rank_cases import run_cases
 
 
 def wrap_experts_as_dense(chunks, section):
@@ -134,29 +132,18 @@ def distrust(policy, case: dict) -> dict:
     return {"messages": everyone, "honest_diff": honest.log_prob_diff_max, "num_updates": policy.num_updates}
 
 
-def run_case(case: dict) -> None:
-    mesh = MeshSection(**case["mesh"])
-    setup.initialise(mesh.mesh(), timeout_s=60)
+def run_case(case: dict) -> dict:
     trust = {"trust": TrustSection()} if case["do"] == "distrust" else {}
     switches = {name: case[name] for name in (*LAYOUT_SWITCHES, "dispatcher") if name in case}
-    policy = make_policy(Path(case["model"]), mesh, case.get("dtype", "float32"), **switches, **trust)
+    policy = make_policy(
+        Path(case["model"]), MeshSection(**case["mesh"]), case.get("dtype", "float32"), **switches, **trust
+    )
     if "load" in case:
         policy.load(Path(case["load"]))
     else:
         policy.load_hf(Path(case["model"]))
-    seen = {"train": train, "distrust": distrust}[case["do"]](policy, case)
-    if dist.get_rank() == 0:
-        Path(case["out"], "seen.json").write_text(json.dumps(seen))
-    parallel_state.destroy_model_parallel()
-
-
-def main(cases: list[dict]) -> None:
-    for case in cases:
-        print(case, flush=True)
-        with FAULTS[case["fault"]]() if "fault" in case else nullcontext():
-            run_case(case)
-    setup.shut_down()
+    return {"train": train, "distrust": distrust}[case["do"]](policy, case)
 
 
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))
+    run_cases(run_case, FAULTS)

@@ -1,8 +1,6 @@
 """One rank of the routing tests: the cases in argv[1] replay choices in their layouts and write what they saw."""
 
-import json
-import sys
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -12,9 +10,10 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_spell.config.schema import MeshSection
-from megatron_spell.policy import routing, setup, step
+from megatron_spell.policy import routing, step
 from tests.distributed.policy_lab import LAYOUT_SWITCHES, batch_for, make_policy, make_rows
 from tests.distributed.policy_rank import write_gradients
+from tests.distributed.rank_cases import cases_given, run_cases
 from tests.distributed.routing_lab import RoutedReference, with_other_choices, with_own_choices
 
 MOE = {"balance_loss_coef": 0.3, "z_loss_coef": 0.02}
@@ -39,9 +38,8 @@ def log_probs_and_gradients(policy, rows: list, out: Path) -> np.ndarray:
     return found
 
 
-def run_case(case: dict, own: list) -> None:
+def run_case(case: dict, own: list) -> dict:
     mesh, out = MeshSection(**case["mesh"]), Path(case["out"])
-    setup.initialise(mesh.mesh(), timeout_s=60)
     switches = {name: case[name] for name in (*LAYOUT_SWITCHES, "dispatcher") if name in case}
     seen = {}
     for mode, rows in (("never", own), ("always", own), ("always", with_other_choices(own))):
@@ -52,21 +50,10 @@ def run_case(case: dict, own: list) -> None:
         seen[f"{name} metrics"] = policy.update(batch_for(policy, rows)).metrics()
     everyone = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, repr(seen))
-    seen["ranks agree"] = len(set(everyone)) == 1
-    if dist.get_rank() == 0:
-        (out / "seen.json").write_text(json.dumps(seen))
-    parallel_state.destroy_model_parallel()
-
-
-def main(cases: list[dict]) -> None:
-    torch.set_num_threads(1)
-    own = with_own_choices(make_rows(0), RoutedReference(Path(cases[0]["model"])))
-    for case in cases:
-        print(case, flush=True)
-        with FAULTS[case["fault"]]() if "fault" in case else nullcontext():
-            run_case(case, own)
-    setup.shut_down()
+    return seen | {"ranks agree": len(set(everyone)) == 1}
 
 
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))
+    torch.set_num_threads(1)
+    own_choices = with_own_choices(make_rows(0), RoutedReference(Path(cases_given()[0]["model"])))
+    run_cases(partial(run_case, own=own_choices), FAULTS)

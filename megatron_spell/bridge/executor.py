@@ -1,161 +1,243 @@
 """Carry out a plan: pack, move, land. Nothing is decided here, and nothing but packed bytes is exchanged.
 
-Every rank derives the same order of messages from the plan, so both sides know what stands where in a buffer.
+Every rank derives the same order of messages from the plan, so both sides know what stands where in a buffer. What can
+be prepared is prepared once (compiled.py); a refresh then costs a few calls for each bucket, however many tensors.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping
-from math import prod
+from dataclasses import dataclass
 
 import torch
 
+from megatron_spell.bridge import receipts
 from megatron_spell.bridge.boxes import Box, BridgeError
-from megatron_spell.bridge.planner import Bucket, Move, Plan
-from megatron_spell.bridge.transports.base import Pending, Transport
+from megatron_spell.bridge.compiled import Packing, Windows, addresses, copies, refuse_misfits
+from megatron_spell.bridge.planner import Bucket, Plan
+from megatron_spell.bridge.stacks import members
+from megatron_spell.bridge.transports.base import Arrival, Pending, Transport
 
 DEFAULT_BUCKET_BYTES = 64 * 2**20
-_NUM_SEND_BUFFERS = 2  # one is packed while the other is on its way
+NUM_BUFFERS = 2  # one bucket is packed or landed while another is on its way
+
+Tensors = Mapping[str, torch.Tensor]
 
 
 class Sender:
     """The part of a rank that only sends. `run` may be called again for every new version of the weights.
 
     `tensors` maps the local names of the rank's inventory to tensors of any dtype; they are read when `run` is called
-    and converted to `dtype`, which all ranks of a plan must name alike, as they must `bucket_bytes`.
+    and converted to `dtype`, which all ranks of a plan must name alike, as they must `bucket_bytes`. Beside the tensors
+    at most two buckets are in memory.
+    """
+
+    def __init__(
+        self, plan: Plan, rank: int, tensors: Tensors, *, dtype: torch.dtype, bucket_bytes: int = DEFAULT_BUCKET_BYTES
+    ):
+        if any(move.dst_rank == rank for move in plan.moves):
+            raise BridgeError(f"rank {rank}: receives as well; use Receiver with sources")
+        self._carrier = _Carrier(plan, rank, tensors, dtype, bucket_bytes)
+
+    def run(self, transport: Transport, *, check: int | None = None) -> None:
+        """Send all. Returns when every buffer was taken.
+
+        With `check`, a number that both sides name alike and that changes from run to run, a sample of every bucket is
+        compared after landing. Raises TransportError, WrongWeights.
+        """
+        for _ in self._carrier.follow(transport):
+            pass
+        if check is not None:
+            self._carrier.compare(transport, check, {})
+
+
+class Receiver:
+    """The part of a rank that receives, and that also sends when `sources` (its own tensors) are given.
+
+    Beside what it lands in at most two buckets are in memory, none where the transport shows the sender's memory.
     """
 
     def __init__(
         self,
         plan: Plan,
         rank: int,
-        tensors: Mapping[str, torch.Tensor],
         *,
         dtype: torch.dtype,
         bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+        sources: Tensors | None = None,
     ):
-        if any(move.dst_rank == rank for move in plan.moves):
-            raise BridgeError(f"rank {rank}: receives as well; use Receiver with sources")
-        self._carrier = _Carrier(plan, rank, tensors, dtype, bucket_bytes)
-
-    def run(self, transport: Transport) -> None:
-        """Send all. Returns when every buffer was taken. Raises TransportError."""
-        for _ in self._carrier.follow(transport):
-            pass
-
-
-class Receiver:
-    """The part of a rank that receives, and that also sends when `sources` (its own tensors) are given."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        rank: int,
-        *,
-        dtype: torch.dtype,
-        bucket_bytes: int = DEFAULT_BUCKET_BYTES,
-        sources: Mapping[str, torch.Tensor] | None = None,
-    ):
-        self._rank, self._dtype = rank, dtype
+        self._dtype = dtype
         self._carrier = _Carrier(plan, rank, sources or {}, dtype, bucket_bytes)
         self._landings = [move for move in plan.moves if move.dst_rank == rank]
 
-    def into(self, transport: Transport, tensors: Mapping[str, torch.Tensor]) -> None:
+    def into(self, transport: Transport, tensors: Tensors, *, check: int | None = None) -> None:
         """Land in place, converted to each tensor's dtype; what no segment covers (padding) stays as it is.
 
-        Raises TransportError; after it the tensors may be part old, part new.
+        `check` as for `Sender.run`; what is compared is what the tensors then hold. Raises TransportError and
+        WrongWeights; after either the tensors may be part old, part new.
         """
-        for move in self._landings:
-            _check_fits(tensors, move.dst_name, move.dst_box, self._rank)
-        for move, values in self._carrier.follow(transport):
-            tensors[move.dst_name].detach()[move.dst_box.index].copy_(values)
+        carrier = self._carrier
+        refuse_misfits(tensors, ((m.dst_name, m.dst_box) for m in self._landings), carrier.rank)
+        for bucket, windows in carrier.follow(transport):
+            torch._foreach_copy_(carrier.landings(bucket, tensors), windows)
+        if check is not None:
+            samples = carrier.samples(check)
+            carrier.compare(transport, check, {s.tag: receipts.of_target(s, tensors, self._dtype) for s in samples})
 
-    def tensors(self, transport: Transport) -> Iterator[tuple[str, torch.Tensor]]:
+    def boxes(self, transport: Transport, *, check: int | None = None) -> Iterator[tuple[str, Box, torch.Tensor]]:
+        """(local name, box, values of the wire dtype) as they come, stacks apart; values are good until the next.
+
+        The generator must be run to its end. `check` as for `Sender.run`; what is compared is what came.
+        """
+        carrier, found = self._carrier, {}
+        wanted = {s.tag: s for s in carrier.samples(check)} if check is not None else {}
+        for bucket, windows in carrier.follow(transport):
+            if bucket.tag in wanted:
+                found[bucket.tag] = receipts.of_arrival(wanted[bucket.tag], bucket, windows)
+            yield from zip(*_places(bucket), windows, strict=True)
+        if check is not None:
+            carrier.compare(transport, check, found)
+
+    def tensors(self, transport: Transport, *, check: int | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """(local name, new tensor of the wire dtype) as they complete.
 
-        In memory are the tensors begun and not complete, and one bucket. The generator must be run to its end.
+        In memory are the tensors begun and not complete, and two buckets. The generator must be run to its end.
         """
         shapes, left = _extents(self._landings)
         begun: dict[str, torch.Tensor] = {}
-        for move, values in self._carrier.follow(transport):
-            name = move.dst_name
+        for name, box, values in self.boxes(transport, check=check):
             if name not in begun:
-                begun[name] = torch.empty(shapes[name], dtype=self._dtype)
-            begun[name][move.dst_box.index].copy_(values)
-            left[name] -= move.num_elements
+                begun[name] = torch.empty(shapes[name], dtype=self._dtype, device=values.device)
+            begun[name][box.index].copy_(values)
+            left[name] -= box.num_elements
             if not left[name]:
                 yield name, begun.pop(name)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    """A bucket under way and what it waits for; one that stays on its rank waits for nothing and is `kept`."""
+
+    bucket: Bucket
+    pending: Pending | None = None
+    arrival: Arrival | None = None
+    kept: list[torch.Tensor] | None = None
 
 
 class _Carrier:
     """One rank's walk through the schedule."""
 
-    def __init__(
-        self, plan: Plan, rank: int, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, bucket_bytes: int
-    ):
+    def __init__(self, plan: Plan, rank: int, tensors: Tensors, dtype: torch.dtype, bucket_bytes: int):
         schedule = plan.schedule(bucket_bytes, dtype.itemsize)
+        self.rank, self._dtype, self._sources = rank, dtype, tensors
         self._buckets = [bucket for bucket in schedule if rank in (bucket.src_rank, bucket.dst_rank)]
-        self._rank, self._tensors, self._dtype = rank, tensors, dtype
-        for move in plan.moves:
-            if move.src_rank == rank:
-                _check_fits(tensors, move.src_name, move.src_box, rank)
-        self._send_buffers = self._make_buffers(_NUM_SEND_BUFFERS, lambda b: b.src_rank == rank != b.dst_rank)
-        self._receive_buffers = self._make_buffers(1, lambda b: b.dst_rank == rank != b.src_rank)
+        sent = [m for m in plan.moves if m.src_rank == rank]
+        refuse_misfits(tensors, ((m.src_name, m.src_box) for m in sent), rank)
+        self._source_names = sorted({name for m in sent for name, _ in members(m.src_name, m.src_box)})
+        self._converts = any(tensors[name].dtype != dtype for name in self._source_names)
+        self._transport: Transport | None = None
+        self._buffers: list[torch.Tensor] = []
+        self._packing: Packing | None = None
+        self._windows = Windows(dtype)
+        self._landings: dict[int, list[torch.Tensor]] = {}
+        self._landed_in: Tensors | None = None
 
-    def _make_buffers(self, count: int, concerns) -> list[torch.Tensor]:
-        num_bytes = max((bucket.num_bytes for bucket in self._buckets if concerns(bucket)), default=0)
-        return [torch.empty(num_bytes, dtype=torch.uint8) for _ in range(count)]
+    def follow(self, transport: Transport) -> Iterator[tuple[Bucket, list[torch.Tensor]]]:
+        """Send what this rank sends and yield each bucket it gets, as views; they are good until the next is asked for.
 
-    def follow(self, transport: Transport) -> Iterator[tuple[Move, torch.Tensor]]:
-        """Send what this rank sends and yield what it gets; values are good until the next is asked for."""
-        if transport.rank != self._rank:
-            raise BridgeError(f"the transport is that of rank {transport.rank}, the plan's part that of {self._rank}")
-        under_way: list[Pending] = []
-        num_sent = 0
-        for bucket in self._buckets:
-            if bucket.src_rank != self._rank:
-                yield from self._receive(bucket, transport)
-            elif bucket.dst_rank == self._rank:
-                yield from ((move, self._source(move).to(self._dtype)) for _, move in bucket.moves)
-            else:
-                if len(under_way) == _NUM_SEND_BUFFERS:
-                    under_way.pop(0).wait()
-                buffer = self._send_buffers[num_sent % _NUM_SEND_BUFFERS][: bucket.num_bytes]
-                num_sent += 1
-                self._pack(bucket, buffer)
-                under_way.append(transport.send(bucket.dst_rank, bucket.tag, buffer))
-        for pending in under_way:
-            pending.wait()
+        Buckets are begun in their order and ended in the same, with two under way: each has one of the two buffers.
+        """
+        self._prepare(transport)
+        under_way: deque[_Step] = deque()
+        for number, bucket in enumerate(self._buckets):
+            if len(under_way) == NUM_BUFFERS:
+                yield from self._end(under_way.popleft())
+            under_way.append(self._begin(bucket, number % NUM_BUFFERS, transport))
+        while under_way:
+            yield from self._end(under_way.popleft())
 
-    def _receive(self, bucket: Bucket, transport: Transport) -> Iterator[tuple[Move, torch.Tensor]]:
-        buffer = self._receive_buffers[0][: bucket.num_bytes]
-        transport.receive(bucket.src_rank, bucket.tag, buffer)
-        for offset, move in bucket.moves:
-            yield move, self._window(buffer, offset, move.hf_box.shape)
+    def landings(self, bucket: Bucket, tensors: Tensors) -> list[torch.Tensor]:
+        """Where the bucket's parts land in `tensors`."""
+        if self._landed_in is not tensors:
+            self._landings, self._landed_in = {}, tensors
+        if bucket.tag not in self._landings:
+            self._landings[bucket.tag] = copies(bucket, tensors, of_source=False)
+        return self._landings[bucket.tag]
 
-    def _pack(self, bucket: Bucket, buffer: torch.Tensor) -> None:
-        for offset, move in bucket.moves:
-            self._window(buffer, offset, move.hf_box.shape).copy_(self._source(move))
+    def samples(self, check: int) -> list[receipts.Sample]:
+        """What of each bucket that this rank sends or receives is compared."""
+        return [receipts.sample(b, check) for b in self._buckets if b.src_rank != b.dst_rank]
 
-    def _window(self, buffer: torch.Tensor, offset: int, shape: tuple[int, ...]) -> torch.Tensor:
-        return buffer[offset : offset + prod(shape) * self._dtype.itemsize].view(self._dtype).view(shape)
+    def compare(self, transport: Transport, check: int, received: Mapping[int, bytes]) -> None:
+        samples = self.samples(check)
+        sent = {
+            s.tag: receipts.of_source(s, self._sources, self._dtype) for s in samples if s.move.src_rank == self.rank
+        }
+        receipts.exchange(transport, samples, sent, received)
 
-    def _source(self, move: Move) -> torch.Tensor:
-        return self._tensors[move.src_name].detach()[move.src_box.index]
+    def _prepare(self, transport: Transport) -> None:
+        """Views of sources and buffers are made once, and again when a tensor has moved or the transport is another."""
+        if transport.rank != self.rank:
+            raise BridgeError(f"the transport is that of rank {transport.rank}, the plan's part that of {self.rank}")
+        if self._transport is not transport:
+            self._transport, self._packing = transport, None
+            self._windows = Windows(self._dtype)
+            self._buffers = transport.send_buffers(self._buffer_bytes(transport))
+            if len(self._buffers) != NUM_BUFFERS:
+                raise BridgeError(f"the transport gave {len(self._buffers)} buffers, {NUM_BUFFERS} are allowed")
+        where = addresses(self._sources, self._source_names)
+        if self._packing is None or self._packing.addresses != where:
+            self._packing = Packing(where)
+
+    def _buffer_bytes(self, transport: Transport) -> int:
+        return max((b.num_bytes for b in self._buckets if self._needs_buffer(b, transport)), default=0)
+
+    def _needs_buffer(self, bucket: Bucket, transport: Transport) -> bool:
+        if bucket.src_rank == bucket.dst_rank:
+            return self._converts
+        return bucket.src_rank == self.rank or not transport.brings_memory
+
+    def _begin(self, bucket: Bucket, slot: int, transport: Transport) -> _Step:
+        buffer = self._buffers[slot][: bucket.num_bytes] if self._needs_buffer(bucket, transport) else None
+        if bucket.src_rank == bucket.dst_rank:
+            return _Step(bucket, kept=self._kept(bucket, buffer))
+        if bucket.dst_rank == self.rank:
+            return _Step(bucket, arrival=transport.receive(bucket.src_rank, bucket.tag, buffer, bucket.num_bytes))
+        torch._foreach_copy_(self._windows.of(bucket, buffer), self._packed_from(bucket))
+        return _Step(bucket, pending=transport.send(bucket.dst_rank, bucket.tag, buffer))
+
+    def _end(self, step: _Step) -> Iterator[tuple[Bucket, list[torch.Tensor]]]:
+        if step.pending is not None:
+            step.pending.wait()
+        elif step.arrival is not None:
+            yield step.bucket, self._windows.of(step.bucket, step.arrival.wait())
+            step.arrival.release()
+        else:
+            yield step.bucket, step.kept
+
+    def _kept(self, bucket: Bucket, buffer: torch.Tensor | None) -> list[torch.Tensor]:
+        """What stays on its rank, rounded to the wire's dtype like what travels, so that replicas end up equal."""
+        if buffer is None:
+            return self._packed_from(bucket)
+        torch._foreach_copy_(self._windows.of(bucket, buffer), self._packed_from(bucket))
+        return self._windows.of(bucket, buffer)
+
+    def _packed_from(self, bucket: Bucket) -> list[torch.Tensor]:
+        if bucket.tag not in self._packing.views:
+            self._packing.views[bucket.tag] = copies(bucket, self._sources, of_source=True)
+        return self._packing.views[bucket.tag]
 
 
-def _check_fits(tensors: Mapping[str, torch.Tensor], name: str, box: Box, rank: int) -> None:
-    if name not in tensors:
-        raise BridgeError(f"rank {rank}: the plan needs {name}{box}, no such tensor was given")
-    shape = tuple(tensors[name].shape)
-    if len(shape) != len(box.stop) or any(a < b for a, b in zip(shape, box.stop)):
-        raise BridgeError(f"rank {rank}: the plan needs {name}{box}, the tensor has shape {shape}")
+def _places(bucket: Bucket) -> tuple[list[str], list[Box]]:
+    places = [place for _, move in bucket.moves for place in members(move.dst_name, move.dst_box)]
+    return [name for name, _ in places], [box for _, box in places]
 
 
-def _extents(moves: list[Move]) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+def _extents(moves) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
     """Of each target tensor: its shape (the smallest that holds all its boxes) and its number of elements to come."""
     shapes: dict[str, tuple[int, ...]] = {}
     left: dict[str, int] = {}
     for move in moves:
-        stop = move.dst_box.stop
-        shapes[move.dst_name] = tuple(max(a, b) for a, b in zip(shapes.get(move.dst_name, stop), stop))
-        left[move.dst_name] = left.get(move.dst_name, 0) + move.num_elements
+        for name, box in members(move.dst_name, move.dst_box):
+            shapes[name] = tuple(max(a, b) for a, b in zip(shapes.get(name, box.stop), box.stop))
+            left[name] = left.get(name, 0) + box.num_elements
     return shapes, left

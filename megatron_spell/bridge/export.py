@@ -19,6 +19,7 @@ from megatron_spell.bridge.hf_files import (
 )
 from megatron_spell.bridge.inventory import whole_tensors
 from megatron_spell.bridge.planner import plan
+from megatron_spell.bridge.stacks import unstacked
 from megatron_spell.bridge.transports.base import Transport
 
 # Above the tags of any plan's buckets and within the 31 bits that gloo keeps for a caller's tag.
@@ -48,7 +49,7 @@ def gather_to_writer(
     files = shard_files(shapes, dtype.itemsize, max_shard_bytes)
     own_files = {writer: dict(list(files.items())[i :: len(writers)]) for i, writer in enumerate(writers)}
     targets = {writer: whole_tensors(_merged(own)) for writer, own in own_files.items()}
-    moves = plan(inventories, targets)
+    moves = plan({rank: unstacked(inventory) for rank, inventory in inventories.items()}, targets)
     rank, head, ranks = transport.rank, writers[0], sorted({*inventories, *writers})
     _agree(transport, ranks, head, _attempt(begin_folder, folder) if rank == head else None)
     failure = None

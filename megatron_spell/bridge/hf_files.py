@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_spell.bridge.boxes import BridgeError, Inventory, Segment
+from megatron_spell.bridge.stacks import unstacked
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -45,7 +46,7 @@ def read_segments(
     as well; without it a tensor larger than the boxes goes unnoticed. Local elements outside the inventory (padding
     rows) stay as they are. Raises CheckpointError.
     """
-    for file, segments in _by_file(folder, inventory).items():
+    for file, segments in _by_file(folder, unstacked(inventory)).items():
         try:
             with safe_open(file, framework="pt") as opened:
                 for segment in segments:

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, pairwise
@@ -75,6 +75,10 @@ class Plan:
             total[move.src_rank, move.dst_rank] += move.num_elements * itemsize
         return dict(sorted(total.items()))
 
+    def into(self, targets: Collection[int]) -> "Plan":
+        """The part of the plan that ends in these target ranks."""
+        return Plan(tuple(move for move in self.moves if move.dst_rank in targets))
+
     def schedule(self, bucket_bytes: int, itemsize: int) -> tuple[Bucket, ...]:
         """All buckets in the one order that every rank follows.
 
@@ -128,29 +132,44 @@ class Plan:
             raise PlanError(f"not a plan: {' '.join(str(error).split())[:200]}") from None
 
 
-def plan(sources: Mapping[int, Inventory], targets: Mapping[int, Inventory]) -> Plan:
+def plan(
+    sources: Mapping[int, Inventory], targets: Mapping[int, Inventory], nodes: Mapping[int, object] | None = None
+) -> Plan:
     """The moves that fill every box of every target exactly once.
 
     Equal boxes on several ranks are replicas: a target that holds one itself takes its own, otherwise the replicas
     share the sending by bytes (largest box first, to the replica that sends least so far; ties to the lowest rank).
+    With `nodes` (rank -> where it runs, of all ranks) replicas on the target's node come before the others.
     Raises PlanError naming tensor and box: nobody holds it, sources overlap without being equal, or two segments
     of one target tensor overlap.
     """
     held = _held_boxes(sources)
-    wanted: list[tuple[int, Segment, Box, dict[int, Segment]]] = []
+    wanted: list[_Wanted] = []
+    checked: set[int] = set()
     for rank in sorted(targets):
-        _refuse_doubled_targets(rank, targets[rank])
+        if id(targets[rank]) not in checked:  # workers of several engines may share one inventory
+            _refuse_doubled_targets(rank, targets[rank])
+            checked.add(id(targets[rank]))
         for segment in _together(targets[rank]):
             wanted += [(rank, segment, common, holders) for common, holders in _cover(segment, rank, held)]
     moves: dict[int, Move] = {}
     sent: dict[int, int] = dict.fromkeys(sources, 0)
     for i in sorted(range(len(wanted)), key=lambda i: -wanted[i][2].num_elements):
         rank, segment, common, holders = wanted[i]
-        source = rank if rank in holders else min(holders, key=lambda r: (sent[r], r))
+        source = rank if rank in holders else min(_near(holders, rank, nodes), key=lambda r: (sent[r], r))
         if source != rank:
             sent[source] += common.num_elements
         moves[i] = _move(source, holders[source], rank, segment, common)
     return Plan(tuple(moves[i] for i in range(len(wanted))))
+
+
+_Wanted = tuple[int, Segment, Box, dict[int, Segment]]  # target rank, what it needs, the part, who holds that part
+
+
+def _near(holders: Mapping[int, Segment], rank: int, nodes: Mapping[int, object] | None) -> Iterable[int]:
+    if nodes is None:
+        return holders
+    return [holder for holder in holders if nodes[holder] == nodes[rank]] or holders
 
 
 def _held_boxes(sources: Mapping[int, Inventory]) -> dict[str, dict[Box, dict[int, Segment]]]:

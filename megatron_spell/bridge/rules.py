@@ -1,6 +1,7 @@
 """How one rank's parameter is assembled from Hugging Face tensors. Rows are dim 0, columns are dim 1.
 
-Every rule is a pure function `(local name, hf tensors, cut) -> segments`; a family's table names one per parameter.
+Every rule is a pure function `(local name, hf tensors, cut) -> segments`; a family's table names one per parameter
+for the trainer's side (megatron-core) and one for the engine's (vLLM).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,19 +20,23 @@ class HfTensor:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Which of how many tensor-parallel shards is meant; `head_dim` is the rows of one attention head."""
+    """Which of how many tensor-parallel shards is meant; `head_dim` is the rows of one attention head.
+
+    The vocabulary is padded to a multiple of `vocab_multiple`, which `parts` divides.
+    """
 
     index: int
     parts: int
     head_dim: int
+    vocab_multiple: int
 
 
 Rule = Callable[[str, Sequence[HfTensor], Cut], Iterator[Segment]]
 
 
-def padded_vocab(vocab_size: int, tp: int) -> int:
-    """Rows of the padded vocabulary: the next multiple of `tp`. Padding rows belong to no segment."""
-    return -(-vocab_size // tp) * tp
+def padded_vocab(vocab_size: int, multiple: int) -> int:
+    """Rows of the padded vocabulary. Padding rows belong to no segment."""
+    return -(-vocab_size // multiple) * multiple
 
 
 def whole(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segment]:
@@ -41,7 +46,7 @@ def whole(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segment]:
 
 
 def split_rows(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segment]:
-    """Each tensor is split by rows; the shards are stacked in the order given (Megatron's fc1 is gate over up)."""
+    """Each tensor is split by rows; the shards are stacked in the order given (gate over up on both sides)."""
     at = 0
     for tensor in hf:
         start, stop = _share(tensor, 0, cut)
@@ -49,8 +54,17 @@ def split_rows(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segment
         at += stop - start
 
 
+def split_halves(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segment]:
+    """As `split_rows` of gate and up, where Hugging Face has both in one tensor, the one over the other."""
+    (tensor,) = hf
+    num_rows = tensor.shape[0] // 2
+    start, stop = _share(HfTensor(tensor.name, (num_rows, *tensor.shape[1:])), 0, cut)
+    for half in (0, 1):
+        yield _rows(tensor, half * num_rows + start, half * num_rows + stop, local, half * (stop - start))
+
+
 def split_columns(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segment]:
-    """Split by columns (Megatron's RowParallelLinear: attention output, fc2)."""
+    """Split by columns (attention output, fc2)."""
     (tensor,) = hf
     num_rows = tensor.shape[0]
     start, stop = _share(tensor, 1, cut)
@@ -60,7 +74,7 @@ def split_columns(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segm
 def vocab_rows(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segment]:
     """Vocabulary rows of the padded table; a shard that is all padding has no segment."""
     (tensor,) = hf
-    per_rank = padded_vocab(tensor.shape[0], cut.parts) // cut.parts
+    per_rank = padded_vocab(tensor.shape[0], cut.vocab_multiple) // cut.parts
     start, stop = cut.index * per_rank, min((cut.index + 1) * per_rank, tensor.shape[0])
     if start < stop:
         yield _rows(tensor, start, stop, local, 0)
@@ -84,6 +98,30 @@ def qkv_groups(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segment
         for tensor, num_rows in ((query, query_rows), (key, cut.head_dim), (value, cut.head_dim)):
             yield _rows(tensor, group * num_rows, (group + 1) * num_rows, local, at)
             at += num_rows
+
+
+def qkv_stacked(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segment]:
+    """vLLM's fused projection: this rank's query heads, then its keys, then its values.
+
+    With fewer key-value heads than ranks, neighbouring ranks hold the same head.
+
+    Source: vLLM 0.32 `QKVParallelLinear` (model_executor/layers/linear.py).
+    """
+    query, key, value = hf
+    at = 0
+    for tensor, cut_here in ((query, cut), (key, _key_value_cut(key, cut)), (value, _key_value_cut(value, cut))):
+        start, stop = _share(tensor, 0, cut_here)
+        yield _rows(tensor, start, stop, local, at)
+        at += stop - start
+
+
+def _key_value_cut(tensor: HfTensor, cut: Cut) -> Cut:
+    num_heads = tensor.shape[0] // cut.head_dim
+    if num_heads >= cut.parts:
+        return cut
+    if cut.parts % num_heads:
+        raise BridgeError(f"{tensor.name}: {num_heads} key-value heads cannot be shared evenly by tp = {cut.parts}")
+    return Cut(cut.index // (cut.parts // num_heads), num_heads, cut.head_dim, cut.vocab_multiple)
 
 
 def _rows(tensor: HfTensor, start: int, stop: int, local: str, local_start: int) -> Segment:

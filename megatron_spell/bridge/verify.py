@@ -5,12 +5,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from math import isqrt
-from typing import Any
+
+import torch
 
 from megatron_spell.bridge.boxes import Box, Inventory, Segment
 from megatron_spell.bridge.hf_files import raw_bytes
 from megatron_spell.bridge.planner import Plan
+from megatron_spell.bridge.receipts import sampled_box
+from megatron_spell.bridge.stacks import members, values
 
 DEFAULT_PROBE_ELEMENTS = 4096
 
@@ -35,7 +37,9 @@ def sample_probes(plan: Plan, seed: int, max_elements: int | None = DEFAULT_PROB
     return tuple(Probe(name, _sampled(name, box, seed, max_elements)) for name, box in boxes)
 
 
-def digests(probes: Iterable[Probe], inventory: Inventory, tensors: Mapping[str, Any], dtype) -> dict[str, str]:
+def digests(
+    probes: Iterable[Probe], inventory: Inventory, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> dict[str, str]:
     """Probe (as text) -> digest, for the probes that one holder's `tensors` (by local name) contain.
 
     Tensors may be missing, so a stream can be digested piece by piece. `dtype` is the common one that values are
@@ -43,24 +47,21 @@ def digests(probes: Iterable[Probe], inventory: Inventory, tensors: Mapping[str,
     """
     segments: dict[str, list[Segment]] = defaultdict(list)
     for segment in inventory:
-        if segment.local_name in tensors:
-            segments[segment.hf_name].append(segment)
+        segments[segment.hf_name].append(segment)
     found: dict[str, str] = {}
     for probe in probes:
-        values = {
-            digest(tensors[s.local_name][s.to_local(probe.hf_box).index], dtype)
-            for s in segments[probe.hf_name]
-            if s.hf_box.contains(probe.hf_box)
-        }
-        if values:
-            found[str(probe)] = "+".join(sorted(values))
+        own = [s for s in segments[probe.hf_name] if s.hf_box.contains(probe.hf_box)]
+        places = [(s.local_name, s.to_local(probe.hf_box)) for s in own]
+        here = [p for p in places if all(name in tensors for name, _ in members(*p))]
+        if here:
+            found[str(probe)] = "+".join(sorted({digest(values(tensors, *p), dtype) for p in here}))
     return found
 
 
-def digest(values, dtype) -> str:
+def digest(tensor: torch.Tensor, dtype: torch.dtype) -> str:
     """Hash of a tensor's shape and of its elements as `dtype`."""
-    spelled = blake2b(repr(tuple(values.shape)).encode(), digest_size=16)
-    spelled.update(raw_bytes(values, dtype).tobytes())
+    spelled = blake2b(repr(tuple(tensor.shape)).encode(), digest_size=16)
+    spelled.update(raw_bytes(tensor, dtype))
     return spelled.hexdigest()
 
 
@@ -86,15 +87,4 @@ def compare(probes: Iterable[Probe], *sides: Mapping[str, Mapping[str, str]]) ->
 
 
 def _sampled(name: str, box: Box, seed: int, max_elements: int | None) -> Box:
-    """A box of roughly square shape inside `box`, the same for every caller."""
-    if max_elements is None or box.num_elements <= max_elements:
-        return box
-    *outer, width = box.shape
-    columns = min(width, max_elements if not outer else isqrt(max_elements))
-    sizes, left = [columns], max_elements // columns
-    for size in reversed(outer):
-        sizes.insert(0, min(size, max(1, left)))
-        left //= sizes[0]
-    draw = random.Random(f"{seed} {name} {box}")
-    start = tuple(a + draw.randint(0, whole - size) for a, whole, size in zip(box.start, box.shape, sizes))
-    return Box(start, tuple(a + size for a, size in zip(start, sizes)))
+    return box if max_elements is None else sampled_box(box, random.Random(f"{seed} {name} {box}"), max_elements)

@@ -17,6 +17,7 @@ from megatron_spell.bridge.boxes import Inventory, Segment
 from megatron_spell.bridge.export import gather_to_writer
 from megatron_spell.bridge.hf_files import CheckpointError
 from megatron_spell.bridge.inventory import checkpoint_shapes, trainer_inventory
+from megatron_spell.bridge.stacks import local_names
 from megatron_spell.bridge.transports.base import peer_names
 from megatron_spell.bridge.transports.gloo import GroupTransport
 from megatron_spell.config.model_shape import ModelShape
@@ -60,7 +61,7 @@ class CheckpointWriter:
 
     def copies(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Those of `tensors` that this rank contributes, copied to host memory."""
-        own = {segment.local_name for segment in self._shares[self._transport.rank]}
+        own = local_names(self._shares[self._transport.rank])
         return {name: tensors[name].detach().to("cpu", copy=True) for name in sorted(own)}
 
     def write(self, folder: Path, state: PolicyState) -> None:

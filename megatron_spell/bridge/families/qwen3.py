@@ -1,23 +1,11 @@
-"""Dense Qwen3: parameters of megatron-core's GPTModel (local layer spec) and of `Qwen3ForCausalLM`."""
+"""Dense Qwen3: as Llama, and norms on queries and keys (`Qwen3ForCausalLM`)."""
 
-from megatron_spell.bridge.families.entry import EMBEDDING, Entry, Place, layer_entry
-from megatron_spell.bridge.rules import qkv_groups, split_columns, split_rows, vocab_rows, whole
+from megatron_spell.bridge.families import llama
+from megatron_spell.bridge.families.entry import layer_entry
+from megatron_spell.bridge.rules import whole
 
 TABLE = (
-    Entry(Place.FIRST, "embedding.word_embeddings.weight", vocab_rows, EMBEDDING),
-    layer_entry("input_layernorm", whole, input_layernorm="D"),
-    layer_entry(
-        "self_attention.linear_qkv",
-        qkv_groups,
-        **{"self_attn.q_proj": "NH D", "self_attn.k_proj": "KH D", "self_attn.v_proj": "KH D"},
-    ),
+    *llama.TABLE,
     layer_entry("self_attention.q_layernorm", whole, **{"self_attn.q_norm": "H"}),
     layer_entry("self_attention.k_layernorm", whole, **{"self_attn.k_norm": "H"}),
-    layer_entry("self_attention.linear_proj", split_columns, **{"self_attn.o_proj": "D NH"}),
-    layer_entry("pre_mlp_layernorm", whole, post_attention_layernorm="D"),
-    layer_entry("mlp.linear_fc1", split_rows, **{"mlp.gate_proj": "F D", "mlp.up_proj": "F D"}),
-    layer_entry("mlp.linear_fc2", split_columns, **{"mlp.down_proj": "D F"}),
-    Entry(Place.LAST, "decoder.final_layernorm.weight", whole, {"model.norm.weight": "D"}),
-    Entry(Place.UNTIED_LAST, "output_layer.weight", vocab_rows, {"lm_head.weight": "W D"}),
-    Entry(Place.TIED_LAST, "output_layer.weight", vocab_rows, EMBEDDING),
 )

@@ -1,6 +1,7 @@
 """Qwen3 with experts: dense Qwen3, its feed-forward network replaced by a router and experts (`Qwen3MoeForCausalLM`).
 
-Local names are those of megatron-core's `SequentialMLP`, a module for each expert.
+Local names are those of megatron-core's `SequentialMLP`, a module for each expert; vLLM keeps a layer's experts in two
+tensors.
 """
 
 from megatron_spell.bridge.families import qwen3
@@ -10,6 +11,6 @@ from megatron_spell.bridge.rules import split_columns, split_rows, whole
 TABLE = (
     *(entry for entry in qwen3.TABLE if ".mlp." not in entry.local),
     layer_entry("mlp.router", whole, **{"mlp.gate": "E D"}),
-    expert_entry("linear_fc1", split_rows, gate_proj="M D", up_proj="M D"),
-    expert_entry("linear_fc2", split_columns, down_proj="D M"),
+    expert_entry("linear_fc1", split_rows, engine="w13_weight", gate_proj="M D", up_proj="M D"),
+    expert_entry("linear_fc2", split_columns, engine="w2_weight", down_proj="D M"),
 )

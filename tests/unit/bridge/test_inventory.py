@@ -14,6 +14,7 @@ from megatron_spell.bridge.inventory import (
     trainer_inventory,
     trainer_shapes,
 )
+from megatron_spell.bridge.stacks import unstacked
 from megatron_spell.layout.mesh import Coordinates, Mesh
 from tests.unit.bridge.made_weights import laid_out, made_shape, made_weights
 
@@ -54,7 +55,7 @@ def test_every_rank_is_what_direct_slicing_gives(case):
         expected = laid_out(shape, weights, mesh, rank)
         assert trainer_shapes(shape, mesh, rank) == {name: value.shape for name, value in expected.items()}
         found = {name: np.full_like(value, np.nan) for name, value in expected.items()}
-        for s in trainer_inventory(shape, mesh, rank):
+        for s in unstacked(trainer_inventory(shape, mesh, rank)):
             assert np.isnan(found[s.local_name][s.local_box.index]).all(), "written twice"
             found[s.local_name][s.local_box.index] = weights[s.hf_name][s.hf_box.index]
         for name, value in expected.items():

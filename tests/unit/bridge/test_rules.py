@@ -20,9 +20,9 @@ def rows(segments) -> list[tuple[str, int, int, int]]:
 
 def test_fused_projection_goes_group_by_group():
     hf = [HfTensor("q", (8, 3)), HfTensor("k", (4, 3)), HfTensor("v", (4, 3))]
-    found = rows(qkv_groups("qkv", hf, Cut(index=0, parts=1, head_dim=2)))
+    found = rows(qkv_groups("qkv", hf, Cut(0, 1, 2, 1)))
     assert found == [("q", 0, 4, 0), ("k", 0, 2, 4), ("v", 0, 2, 6), ("q", 4, 8, 8), ("k", 2, 4, 12), ("v", 2, 4, 14)]
-    assert rows(qkv_groups("qkv", hf, Cut(index=1, parts=2, head_dim=2))) == [
+    assert rows(qkv_groups("qkv", hf, Cut(1, 2, 2, 2))) == [
         ("q", 4, 8, 0),
         ("k", 2, 4, 4),
         ("v", 2, 4, 6),
@@ -31,21 +31,21 @@ def test_fused_projection_goes_group_by_group():
 
 def test_the_fused_projection_may_be_a_vector():
     hf = [HfTensor("q", (8,)), HfTensor("k", (4,)), HfTensor("v", (4,))]
-    assert rows(qkv_groups("bias", hf, Cut(1, 2, 2))) == [("q", 4, 8, 0), ("k", 2, 4, 4), ("v", 2, 4, 6)]
+    assert rows(qkv_groups("bias", hf, Cut(1, 2, 2, 2))) == [("q", 4, 8, 0), ("k", 2, 4, 4), ("v", 2, 4, 6)]
 
 
 def test_rows_are_split_and_then_stacked():
     hf = [HfTensor("gate", (6, 2)), HfTensor("up", (6, 2))]
-    assert rows(split_rows("fc1", hf, Cut(1, 3, 1))) == [("gate", 2, 4, 0), ("up", 2, 4, 2)]
+    assert rows(split_rows("fc1", hf, Cut(1, 3, 1, 3))) == [("gate", 2, 4, 0), ("up", 2, 4, 2)]
 
 
 def test_columns_are_split():
-    (found,) = split_columns("proj", [HfTensor("o", (3, 8))], Cut(1, 2, 1))
+    (found,) = split_columns("proj", [HfTensor("o", (3, 8))], Cut(1, 2, 1, 2))
     assert found == Segment("o", Box((0, 4), (3, 8)), "proj", Box((0, 0), (3, 4)))
 
 
 def test_whole_is_on_every_rank():
-    (found,) = whole("norm", [HfTensor("n", (5,))], Cut(3, 4, 1))
+    (found,) = whole("norm", [HfTensor("n", (5,))], Cut(3, 4, 1, 4))
     assert found == Segment("n", Box((0,), (5,)), "norm", Box((0,), (5,)))
 
 
@@ -55,7 +55,7 @@ def test_whole_is_on_every_rank():
 def test_padding_rows_have_no_segment(index, expected):
     assert padded_vocab(5, 4) == 8
     assert padded_vocab(8, 4) == 8
-    assert rows(vocab_rows("embedding", [HfTensor("e", (5, 2))], Cut(index, 4, 1))) == expected
+    assert rows(vocab_rows("embedding", [HfTensor("e", (5, 2))], Cut(index, 4, 1, vocab_multiple=4))) == expected
 
 
 @pytest.mark.parametrize(
@@ -69,4 +69,4 @@ def test_padding_rows_have_no_segment(index, expected):
 def test_a_cut_that_does_not_divide_is_refused(rule, shapes, message):
     hf = [HfTensor(f"t{i}", shape) for i, shape in enumerate(shapes)]
     with pytest.raises(BridgeError, match=message):
-        list(rule("local", hf, Cut(0, 2, 1)))
+        list(rule("local", hf, Cut(0, 2, 1, 2)))

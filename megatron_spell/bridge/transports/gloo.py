@@ -4,18 +4,31 @@ The own group is built on a store directly: it needs no default process group an
 live in a process whose groups belong to someone else.
 """
 
+from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import ip_address
-from time import monotonic
 
 import torch
 import torch.distributed as dist
 
-from megatron_spell.bridge.transports.base import TransportError, TransportTimeout, peer_name
+from megatron_spell.bridge.transports.base import (
+    DEFAULT_TIMEOUT_S,
+    MAX_TAG,
+    Party,
+    TransportError,
+    check_receive,
+    one_line,
+    plain_buffers,
+)
+from megatron_spell.bridge.transports.meeting import Meeting, open_store
 
-DEFAULT_TIMEOUT_S = 120.0
+__all__ = ["DEFAULT_TIMEOUT_S", "GlooTransport", "GroupTransport", "join", "open_store", "rendezvous"]
+
+_CONTROL_TAGS = MAX_TAG  # posted messages have the tags from here on; gloo tells tags apart in 31 bits
+_MAX_POSTS_UNDER_WAY = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -29,12 +42,27 @@ class _Pending:
         self.transport.wait(self.work, self.what, self.peer)
 
 
+@dataclass(slots=True, eq=False)
+class _Arrival:
+    pending: _Pending
+    buffer: torch.Tensor
+
+    def wait(self) -> torch.Tensor:
+        self.pending.wait()
+        return self.buffer
+
+    def release(self) -> None:
+        """The buffer is the caller's own."""
+
+
 class GroupTransport:
     """A transport over a gloo process group; ranks are the group's. After an error the group is of no more use.
 
     Source: torch's ProcessGroupGloo matches sends and receives of a pair by tag, and a wait that runs out closes all
     its connections, so every later wait fails at once.
     """
+
+    brings_memory = False
 
     def __init__(
         self,
@@ -44,45 +72,67 @@ class GroupTransport:
         names: Mapping[int, str] | None = None,
     ):
         self.rank: int = group.rank()
+        self.party = Party(self.rank, group.size(), timeout_s, names)
         self._group = group
-        self._timeout_s, self._names = timeout_s, names
+        self._posts: deque[_Pending] = deque()
+        self._is_broken = False
+
+    def send_buffers(self, num_bytes: int) -> list[torch.Tensor]:
+        return plain_buffers(num_bytes)
 
     def send(self, dst: int, tag: int, buffer: torch.Tensor) -> _Pending:
-        what = f"{peer_name(self._names, dst)} to take message {tag} ({buffer.numel()} bytes)"
-        return _Pending(self._begin(self._group.send, buffer, dst, tag, what), self, what, dst)
+        what = self.party.taking(dst, tag, buffer.numel())
+        return self._begin("send", buffer, dst, tag, what)
 
-    def receive(self, src: int, tag: int, buffer: torch.Tensor) -> None:
-        what = f"message {tag} ({buffer.numel()} bytes) from {peer_name(self._names, src)}"
-        self.wait(self._begin(self._group.recv, buffer, src, tag, what), what, src)
+    def receive(self, src: int, tag: int, buffer: torch.Tensor | None, num_bytes: int) -> _Arrival:
+        buffer, what = check_receive(buffer, num_bytes), self.party.message(src, tag, num_bytes)
+        return _Arrival(self._begin("recv", buffer, src, tag, what), buffer)
+
+    def post(self, dst: int, tag: int, message: bytes) -> None:
+        """See Transport. A send of gloo's ends when the peer has it, so posts are seen to later, at the latest in
+        `close`; when too many are under way this waits for the first of them."""
+        while len(self._posts) >= _MAX_POSTS_UNDER_WAY:
+            self._posts.popleft().wait()
+        what = self.party.taking(dst, tag, len(message), "control message")
+        content = torch.frombuffer(bytearray(message), dtype=torch.uint8)
+        self._posts.append(self._begin("send", content, dst, _CONTROL_TAGS + tag, what))
+
+    def collect(self, src: int, tag: int, num_bytes: int) -> bytes:
+        content = torch.empty(num_bytes, dtype=torch.uint8)
+        what = self.party.message(src, tag, num_bytes, "control message")
+        self._begin("recv", content, src, _CONTROL_TAGS + tag, what).wait()
+        return content.numpy().tobytes()
 
     def close(self) -> None:
-        """Leave the group; one that was given stays its owner's."""
+        """Leave the group; one that was given stays its owner's. Posts under way are waited for within the limit."""
+        with suppress(TransportError):  # who should have collected says what it missed
+            while self._posts and not self._is_broken:
+                self._posts.popleft().wait()
+        self._posts.clear()
         self._group = None
-
-    def _begin(self, begin, buffer: torch.Tensor, peer: int, tag: int, what: str) -> dist.Work:
-        try:
-            return begin([buffer], peer, tag)
-        except RuntimeError as error:
-            raise self._lost(error, what, peer) from None
 
     def wait(self, work: dist.Work, what: str, peer: int) -> None:
         """Wait for `work` of this group. Raises TransportError naming `peer`."""
         try:
-            finished = work.wait(timedelta(seconds=self._timeout_s))
+            finished = work.wait(timedelta(seconds=self.party.timeout_s))
         except RuntimeError as error:
             raise self._lost(error, what, peer) from None
         if not finished:
-            raise TransportError(f"{self._me} lost {peer_name(self._names, peer)} waiting for {what}")
+            raise self._lost(RuntimeError("it was aborted"), what, peer)
 
-    @property
-    def _me(self) -> str:
-        return peer_name(self._names, self.rank)
+    def _begin(self, verb: str, buffer: torch.Tensor, peer: int, tag: int, what: str) -> _Pending:
+        if self._group is None:
+            raise TransportError(f"{self.party.me} has closed its transport and cannot wait for {what}")
+        try:
+            return _Pending(getattr(self._group, verb)([buffer], peer, tag), self, what, peer)
+        except RuntimeError as error:
+            raise self._lost(error, what, peer) from None
 
     def _lost(self, error: RuntimeError, what: str, peer: int) -> TransportError:
-        why = " ".join(str(error).split())
-        if "Timed out" in why:
-            return TransportTimeout(f"{self._me} waited {self._timeout_s:g} s for {what}")
-        return TransportError(f"{self._me} lost {peer_name(self._names, peer)} waiting for {what}: {why[:160]}")
+        self._is_broken = True
+        if "Timed out" in str(error):
+            return self.party.waited(what)
+        return self.party.lost(peer, what, str(error))
 
 
 class GlooTransport(GroupTransport):
@@ -97,21 +147,6 @@ class GlooTransport(GroupTransport):
         self._store = None
 
 
-def open_store(host: str, port: int, *, serve: bool, timeout_s: float = DEFAULT_TIMEOUT_S) -> dist.TCPStore:
-    """The store where ranks meet. With `serve` it listens here, on a free port (see `.port`) when `port` is 0.
-
-    Raises TransportError, TransportTimeout naming the address.
-    """
-    limit = timedelta(seconds=timeout_s)
-    try:
-        return dist.TCPStore(host, port, is_master=serve, timeout=limit, wait_for_workers=False)
-    except dist.DistError as error:
-        why = " ".join(str(error).split())[:160]
-        if serve:
-            raise TransportError(f"cannot serve a rendezvous at {host}:{port}: {why}") from None
-        raise TransportTimeout(f"waited {timeout_s:g} s for a rendezvous at {host}:{port}: {why}") from None
-
-
 def rendezvous(
     host: str,
     port: int,
@@ -124,7 +159,7 @@ def rendezvous(
 ) -> GlooTransport:
     """Meet `size` ranks at `host`:`port`, where rank 0 serves. Raises TransportError, TransportTimeout."""
     store = open_store(host, port, serve=rank == 0, timeout_s=timeout_s)
-    return join(store, rank, size, timeout_s=timeout_s, names=names, session=session, address=_loopback(host))
+    return join(store, rank, size, timeout_s=timeout_s, names=names, session=session, address=loopback(host))
 
 
 def join(
@@ -142,16 +177,16 @@ def join(
     `session` keeps groups over one store apart. `address` is the local address to listen on; without it torch takes
     the one of GLOO_SOCKET_IFNAME, else of the host's name. Raises TransportTimeout naming who did not come.
     """
-    own = dist.PrefixStore(session, store)
-    deadline = monotonic() + timeout_s
-    _meet(own, "arrived", rank, size, deadline, timeout_s, names)
+    party = Party(rank, size, timeout_s, names)
+    meeting = Meeting(store, session, party)
+    meeting.roll_call("arrived")
     try:
-        group = dist.ProcessGroupGloo(dist.PrefixStore("group", own), rank, size, _options(timeout_s, address))
+        group_store = dist.PrefixStore("group", meeting.store)
+        group = dist.ProcessGroupGloo(group_store, rank, size, _options(timeout_s, address))
     except RuntimeError as error:
-        why = " ".join(str(error).split())[:160]
-        raise TransportError(f"{peer_name(names, rank)} could not connect to its peers: {why}") from None
+        raise TransportError(f"{party.me} could not connect to its peers: {one_line(error)}") from None
     # a rank that has its group must not take the store away from one that still connects
-    _meet(own, "connected", rank, size, deadline, timeout_s, names)
+    meeting.roll_call("connected")
     return GlooTransport(group, store, timeout_s=timeout_s, names=names)
 
 
@@ -163,37 +198,7 @@ def _options(timeout_s: float, address: str | None):
     return options
 
 
-def _meet(
-    store: dist.Store,
-    stage: str,
-    rank: int,
-    size: int,
-    deadline: float,
-    timeout_s: float,
-    names: Mapping[int, str] | None,
-) -> None:
-    try:
-        store.set(f"{stage}/{rank}", "1")
-        for peer in range(size):
-            if not _reached(store, f"{stage}/{peer}", deadline):
-                absent = ", ".join(peer_name(names, p) for p in range(size) if not store.check([f"{stage}/{p}"]))
-                raise TransportTimeout(
-                    f"{peer_name(names, rank)} waited {timeout_s:g} s for {absent or peer_name(names, peer)} to join"
-                )
-    except dist.DistError as error:
-        why = " ".join(str(error).split())[:160]
-        raise TransportError(f"{peer_name(names, rank)} lost the rendezvous: {why}") from None
-
-
-def _reached(store: dist.Store, key: str, deadline: float) -> bool:
-    try:
-        store.wait([key], timedelta(seconds=max(0.001, deadline - monotonic())))
-    except dist.DistStoreError:  # the time limit; a lost store is a DistNetworkError
-        return False
-    return True
-
-
-def _loopback(host: str) -> str | None:
+def loopback(host: str) -> str | None:
     """Ranks that meet on a loopback address are all on this machine and connect there too."""
     if host == "localhost":
         return "127.0.0.1"

@@ -15,10 +15,10 @@ from megatron_spell.bridge.boxes import Box, BridgeError
 from megatron_spell.bridge.compiled import Packing, Windows, addresses, copies, refuse_misfits
 from megatron_spell.bridge.planner import Bucket, Plan
 from megatron_spell.bridge.stacks import members
-from megatron_spell.bridge.transports.base import Arrival, Pending, Transport
+from megatron_spell.bridge.transports.base import NUM_SEND_BUFFERS, Arrival, Pending, Transport
 
 DEFAULT_BUCKET_BYTES = 64 * 2**20
-NUM_BUFFERS = 2  # one bucket is packed or landed while another is on its way
+
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -149,9 +149,9 @@ class _Carrier:
         self._prepare(transport)
         under_way: deque[_Step] = deque()
         for number, bucket in enumerate(self._buckets):
-            if len(under_way) == NUM_BUFFERS:
+            if len(under_way) == NUM_SEND_BUFFERS:
                 yield from self._end(under_way.popleft())
-            under_way.append(self._begin(bucket, number % NUM_BUFFERS, transport))
+            under_way.append(self._begin(bucket, number % NUM_SEND_BUFFERS, transport))
         while under_way:
             yield from self._end(under_way.popleft())
 
@@ -182,8 +182,8 @@ class _Carrier:
             self._transport, self._packing = transport, None
             self._windows = Windows(self._dtype)
             self._buffers = transport.send_buffers(self._buffer_bytes(transport))
-            if len(self._buffers) != NUM_BUFFERS:
-                raise BridgeError(f"the transport gave {len(self._buffers)} buffers, {NUM_BUFFERS} are allowed")
+            if len(self._buffers) != NUM_SEND_BUFFERS:
+                raise BridgeError(f"the transport gave {len(self._buffers)} buffers, {NUM_SEND_BUFFERS} are allowed")
         where = addresses(self._sources, self._source_names)
         if self._packing is None or self._packing.addresses != where:
             self._packing = Packing(where)

@@ -22,8 +22,8 @@ from megatron_spell.bridge.planner import plan
 from megatron_spell.bridge.stacks import unstacked
 from megatron_spell.bridge.transports.base import Transport
 
-# Above the tags of any plan's buckets and within the 31 bits that gloo keeps for a caller's tag.
-_REPORT_TAG = 2**30
+_REPORT = 3  # tag of the control message; those of receipts.py are others
+_GOOD, _BAD = b"\1", b"\0"
 
 
 def gather_to_writer(
@@ -79,19 +79,17 @@ def _attempt(action, *arguments) -> CheckpointError | None:
 
 def _agree(transport: Transport, ranks: Sequence[int], head: int, failure: CheckpointError | None) -> None:
     """Raise CheckpointError on every rank when one rank has failed."""
-    verdict = torch.tensor([failure is None], dtype=torch.uint8)
+    good = failure is None
     others = [rank for rank in ranks if rank != head]
     if transport.rank == head:
-        report = torch.empty(1, dtype=torch.uint8)
+        reports = [transport.collect(rank, _REPORT, 1) for rank in others]
+        good = good and all(report == _GOOD for report in reports)
         for rank in others:
-            transport.receive(rank, _REPORT_TAG, report)
-            verdict &= report
-        for pending in [transport.send(rank, _REPORT_TAG, verdict) for rank in others]:
-            pending.wait()
+            transport.post(rank, _REPORT, _GOOD if good else _BAD)
     else:
-        transport.send(head, _REPORT_TAG, verdict).wait()
-        transport.receive(head, _REPORT_TAG, verdict)
+        transport.post(head, _REPORT, _GOOD if good else _BAD)
+        good = transport.collect(head, _REPORT, 1) == _GOOD
     if failure is not None:
         raise failure
-    if not verdict.item():
+    if not good:
         raise CheckpointError("the checkpoint was not written: another rank failed and says why")

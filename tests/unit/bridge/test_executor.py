@@ -160,7 +160,7 @@ def test_faults_of_the_caller_are_named():
 def test_a_silent_peer_is_named():
     _, moves, own = one_pair()
     hub = MemoryHub(timeout_s=0.05, names=peer_names(num_trainers=1, num_engines=1))
-    with pytest.raises(TransportTimeout, match=r"waited 0\.05 s for message 0 from trainer rank 0"):
+    with pytest.raises(TransportTimeout, match=r"engine 0 waited 0\.05 s for message 0 \(10048 bytes\) from trainer rank 0"):
         list(Receiver(moves, 1, dtype=torch.float32).tensors(hub.transport(1)))
     with pytest.raises(TransportTimeout, match=r"waited 0\.05 s for engine 0 to take message 0"):
         Sender(moves, 0, own, dtype=torch.float32).run(hub.transport(0))
@@ -171,7 +171,7 @@ def test_two_sides_that_disagree_about_buckets_are_found():
     hub.transport(0).send(1, 7, torch.zeros(4, dtype=torch.uint8))
     receiving = hub.transport(1)
     with pytest.raises(TransportError, match="message 7 from rank 0 has 4 bytes, expected were 6"):
-        receiving.receive(0, 7, torch.zeros(6, dtype=torch.uint8))
+        receiving.receive(0, 7, torch.zeros(6, dtype=torch.uint8), 6).wait()
     receiving.close()
 
 

@@ -227,6 +227,17 @@ class _Carrier:
         return self._packing.views[bucket.tag]
 
 
+def completion_order(plan: Plan, rank: int, bucket_bytes: int, itemsize: int) -> list[str]:
+    """The names in the order in which `Receiver.tensors` of a rank yields them."""
+    _, left = _extents(move for move in plan.moves if move.dst_rank == rank)
+    order = []
+    for bucket in plan.schedule(bucket_bytes, itemsize):
+        for name, box in zip(*_places(bucket), strict=True) if bucket.dst_rank == rank else ():
+            left[name] -= box.num_elements
+            order += [] if left[name] else [name]
+    return order
+
+
 def _places(bucket: Bucket) -> tuple[list[str], list[Box]]:
     places = [place for _, move in bucket.moves for place in members(move.dst_name, move.dst_box)]
     return [name for name, _ in places], [box for _, box in places]

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 
-from megatron_spell.bridge.transports import gloo, memory
+from megatron_spell.bridge.transports import gloo, memory, shm
 from megatron_spell.bridge.transports.base import Transport, peer_names
 
 NAMES = peer_names(1, 2)  # trainer rank 0, engine 0, engine 1
-KINDS = ("memory", "borrowed memory", "gloo")
+KINDS = ("memory", "borrowed memory", "gloo", "shm")
 
 
 def run(parts: Sequence[Callable[[], object]], timeout_s: float = 30.0) -> list:
@@ -41,7 +41,10 @@ def meet(kind: str, size: int, timeout_s: float = 10.0) -> list[Transport]:
         hub = memory.MemoryHub(timeout_s, NAMES, brings_memory=kind != "memory")
         return [hub.transport(rank) for rank in range(size)]
     store, how = dist.HashStore(), {"timeout_s": timeout_s, "names": NAMES}
-    ways = {"gloo": lambda rank: gloo.join(store, rank, size, address="127.0.0.1", **how)}
+    ways = {
+        "gloo": lambda rank: gloo.join(store, rank, size, address="127.0.0.1", **how),
+        "shm": lambda rank: shm.join(store, rank, size, **how),
+    }
     return run([lambda rank=rank: ways[kind](rank) for rank in range(size)])
 
 

@@ -97,7 +97,7 @@ class Mesh:
         return self.stage_layers
 
     def __str__(self) -> str:
-        sizes = {"tp": self.tp, "pp": self.pp, "dp": self.dp}
+        sizes: dict[str, int | str] = {"tp": self.tp, "pp": self.pp, "dp": self.dp}
         sizes |= {axis: size for axis in ("cp", "ep", "vpp") if (size := getattr(self, axis)) > 1}
         if self.etp is not None:
             sizes["etp"] = self.etp

@@ -8,6 +8,8 @@ from megatron_spell.config.model_shape import Experts, ModelShape
 from megatron_spell.config.schema import PolicySection
 from megatron_spell.layout.mesh import Mesh
 
+_ANY_SPLIT = "say with policy.mesh.stage_layers how many each gets"
+
 
 @dataclass(frozen=True, slots=True)
 class LayoutFault:
@@ -29,7 +31,8 @@ def layout_faults(shape: ModelShape, policy: PolicySection) -> Iterator[LayoutFa
     if policy.sequence_parallel and mesh.tp == 1:
         why = "there is one tensor-parallel rank to split the tokens over"
         yield LayoutFault("sequence_parallel", True, why, "raise policy.mesh.tp or set it to false")
-    yield from _pipeline(shape, mesh)
+    pipeline_faults = list(_pipeline(shape, mesh))
+    yield from pipeline_faults or _recomputed(shape, policy, mesh)
     if shape.experts is None:
         yield from _no_experts(mesh)
     else:
@@ -53,16 +56,47 @@ def _tensor_parallel(shape: ModelShape, mesh: Mesh) -> Iterator[LayoutFault]:
 
 
 def _pipeline(shape: ModelShape, mesh: Mesh) -> Iterator[LayoutFault]:
-    if shape.num_layers % mesh.pp:
-        why = f"the model's {shape.num_layers} layers do not divide by it"
-        yield LayoutFault("mesh.pp", mesh.pp, why, f"use a divisor of {shape.num_layers}")
-    elif mesh.vpp > 1 and mesh.pp == 1:
+    if mesh.vpp > 1 and mesh.pp == 1:
         why = "there is one pipeline stage, and only several can be interleaved"
         yield LayoutFault("mesh.vpp", mesh.vpp, why, "raise policy.mesh.pp or set it to 1")
+    elif mesh.stage_layers is not None:
+        yield from _stage_layers(shape, mesh, mesh.stage_layers)
+    elif shape.num_layers % mesh.pp:
+        why = f"the model's {shape.num_layers} layers do not divide by it"
+        yield LayoutFault("mesh.pp", mesh.pp, why, f"use a divisor of {shape.num_layers} or {_ANY_SPLIT}")
     elif shape.num_layers // mesh.pp % mesh.vpp:
         per_stage = shape.num_layers // mesh.pp
         why = f"the {per_stage} layers of a pipeline stage do not divide by it"
-        yield LayoutFault("mesh.vpp", mesh.vpp, why, f"use a divisor of {per_stage}")
+        yield LayoutFault("mesh.vpp", mesh.vpp, why, f"use a divisor of {per_stage} or {_ANY_SPLIT}")
+
+
+def _stage_layers(shape: ModelShape, mesh: Mesh, given: tuple[int, ...]) -> Iterator[LayoutFault]:
+    wanted = mesh.pp * mesh.vpp
+    if len(given) != wanted:
+        why = f"it has {len(given)} numbers for {mesh.pp} pipeline stages of {mesh.vpp} chunks"
+        way_out = f"give {wanted}, stage by stage of the first chunk, then of the next, or leave it out"
+    elif min(given) < 1:
+        why, way_out = "every stretch needs a layer", "give numbers above 0 or lower policy.mesh.pp or vpp"
+    elif sum(given) != shape.num_layers:
+        why = f"it adds up to {sum(given)}, and the model has {shape.num_layers} layers"
+        way_out = f"give numbers that add up to {shape.num_layers} or leave it out"
+    else:
+        return
+    yield LayoutFault("mesh.stage_layers", list(given), why, way_out)
+
+
+def _recomputed(shape: ModelShape, policy: PolicySection, mesh: Mesh) -> Iterator[LayoutFault]:
+    """Megatron-core 0.16 recomputes layers in groups of one size, and its last group would reach past the stretch."""
+    options = policy.megatron.transformer
+    group = options.get("recompute_num_layers")
+    whole_groups = options.get("recompute_granularity") == "full" and options.get("recompute_method") == "uniform"
+    if not whole_groups or not isinstance(group, int) or group < 1:
+        return
+    sizes = mesh.stretches(shape.num_layers)
+    if any(size % group for size in sizes):
+        why = f"a pipeline stage holds {' or '.join(map(str, sorted(set(sizes))))} layers at a stretch"
+        way_out = f"use a divisor of {gcd(*sizes)} or recompute_method block"
+        yield LayoutFault("megatron.transformer.recompute_num_layers", group, why, way_out)
 
 
 def _no_experts(mesh: Mesh) -> Iterator[LayoutFault]:

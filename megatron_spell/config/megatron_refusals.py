@@ -44,6 +44,10 @@ TRANSFORMER = (
     _instead("policy.mesh.tp", "tensor_model_parallel_size"),
     _instead("policy.mesh.pp", "pipeline_model_parallel_size"),
     _instead("policy.mesh.vpp", "virtual_pipeline_model_parallel_size"),
+    _instead(
+        "policy.mesh.stage_layers",
+        *("num_layers_in_*_pipeline_stage", "pipeline_model_parallel_layout", "account_for_*"),
+    ),
     _instead("policy.mesh.cp", "context_parallel_size"),
     _instead("policy.mesh.ep", "expert_model_parallel_size"),
     _instead("policy.mesh.etp", "expert_tensor_parallel_size"),
@@ -98,9 +102,7 @@ TRANSFORMER = (
         *("microbatch_group_size_per_vp_stage", "num_microbatches_with_partial_activation_checkpoints"),
     ),
     _leave(
-        "layers are spread evenly over pipeline stages (layout/mesh.py), which the bridge relies on",
-        *("num_layers_in_*_pipeline_stage", "pipeline_model_parallel_layout", "account_for_*"),
-        *("*_num_weight_shards", "*gtp_weight_remat_size"),
+        "the bridge relies on weights that lie as policy.mesh says", "*_num_weight_shards", "*gtp_weight_remat_size"
     ),
     _leave(
         "overlapping needs schedules and buffers that the policy does not set up",

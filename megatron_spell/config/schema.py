@@ -136,6 +136,7 @@ class MeshSection(Section):
     ep: PositiveInt = 1  # expert parallel: folds over tp x cp x dp and adds no ranks
     etp: PositiveInt | None = None  # tensor parallel within an expert; None: as tp
     vpp: PositiveInt = 1  # chunks of layers on a pipeline stage, interleaved
+    stage_layers: tuple[int, ...] | None = None  # layers of each of the pp x vpp stretches, in their order; None: even
 
     def mesh(self) -> Mesh:
         return Mesh(**self.model_dump())

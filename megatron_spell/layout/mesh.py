@@ -30,6 +30,8 @@ class Mesh:
     `ep` and `etp` fold over the tp x cp x dp ranks of a pipeline stage and do not add ranks: experts are spread over
     etp (fastest), then ep, and what is left are replicas. `etp` None means as tp, Megatron's own default. `vpp` splits
     the layers of a pipeline stage into chunks: chunk v of stage p holds the (v * pp + p)-th stretch of the layers.
+    `stage_layers` are the numbers of layers of these pp * vpp stretches, in the order of the layers; None means as many
+    for each.
 
     Mirrors `megatron.core.parallel_state.RankGenerator` with order "tp-cp-ep-dp-pp" (megatron-core 0.16).
     """
@@ -41,6 +43,7 @@ class Mesh:
     ep: int = 1
     etp: int | None = None
     vpp: int = 1
+    stage_layers: tuple[int, ...] | None = None
 
     @property
     def world_size(self) -> int:
@@ -73,17 +76,31 @@ class Mesh:
             yield rank, self.coordinates(rank)
 
     def chunk_layers(self, num_layers: int, pp: int, chunk: int = 0) -> range:
-        """Global indices of the transformer layers in a chunk of pipeline stage `pp` (even split)."""
-        stretches = self.pp * self.vpp
-        if num_layers % stretches:
-            raise ValueError(f"{num_layers} layers do not divide over {self.pp} pipeline stages of {self.vpp} chunks")
-        size = num_layers // stretches
-        start = (chunk * self.pp + pp) * size
-        return range(start, start + size)
+        """Global indices of the transformer layers in a chunk of pipeline stage `pp`. Raises ValueError."""
+        sizes, number = self.stretches(num_layers), chunk * self.pp + pp
+        start = sum(sizes[:number])
+        return range(start, start + sizes[number])
+
+    def stretches(self, num_layers: int) -> tuple[int, ...]:
+        """Number of layers of each stretch, in the order of the layers.
+
+        Raises ValueError when a model of `num_layers` cannot be cut so.
+        """
+        number, where = self.pp * self.vpp, f"{self.pp} pipeline stages of {self.vpp} chunks"
+        if self.stage_layers is None:
+            if num_layers % number:
+                raise ValueError(f"{num_layers} layers do not divide over {where}")
+            return (num_layers // number,) * number
+        if len(self.stage_layers) != number or sum(self.stage_layers) != num_layers or min(self.stage_layers) < 1:
+            given = ",".join(map(str, self.stage_layers))
+            raise ValueError(f"stage_layers={given} do not spread {num_layers} layers over {where}")
+        return self.stage_layers
 
     def __str__(self) -> str:
-        sizes = {"tp": self.tp, "pp": self.pp, "dp": self.dp}
+        sizes: dict[str, int | str] = {"tp": self.tp, "pp": self.pp, "dp": self.dp}
         sizes |= {axis: size for axis in ("cp", "ep", "vpp") if (size := getattr(self, axis)) > 1}
         if self.etp is not None:
             sizes["etp"] = self.etp
+        if self.stage_layers is not None:
+            sizes["stage_layers"] = ",".join(map(str, self.stage_layers))
         return " ".join(f"{axis}={size}" for axis, size in sizes.items())

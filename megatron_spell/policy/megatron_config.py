@@ -7,6 +7,7 @@ from torch import Tensor
 
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import PolicySection
+from megatron_spell.layout.mesh import Mesh
 from megatron_spell.policy.backends import Backend
 from megatron_spell.policy.native_options import with_options
 from megatron_spell.policy.rope import attention_scale
@@ -43,6 +44,7 @@ def transformer_config(shape: ModelShape, policy: PolicySection, backend: Backen
         sequence_parallel=policy.sequence_parallel,
         pipeline_model_parallel_size=mesh.pp,
         virtual_pipeline_model_parallel_size=mesh.vpp if mesh.vpp > 1 else None,
+        pipeline_model_parallel_layout=_uneven_stages(shape, mesh),
         context_parallel_size=mesh.cp,
         init_method=leave_uninitialised,
         output_layer_init_method=leave_uninitialised,
@@ -61,6 +63,21 @@ def leave_uninitialised(weight: Tensor) -> Tensor:
     pieces from copies: the gradient norm would then miss the pieces of every rank but the first.
     """
     return weight
+
+
+def _uneven_stages(shape: ModelShape, mesh: Mesh) -> list[list[str]] | None:
+    """What stands in each stretch of the layers, in Megatron's words; None where the split is even.
+
+    Megatron's other options (`num_layers_in_first_pipeline_stage` and its like) know equal middle stages and equal
+    chunks only. From this one it takes the numbers of layers and their offsets, and with them the routers' layer
+    numbers, for any split.
+    """
+    if mesh.stage_layers is None:
+        return None
+    layout = [["decoder"] * size for size in mesh.stretches(shape.num_layers)]
+    layout[0].insert(0, "embedding")
+    layout[-1].append("loss")
+    return layout
 
 
 def _experts(shape: ModelShape, policy: PolicySection, backend: Backend) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 import random
 import resource
-from itertools import product
+from itertools import pairwise, product
 
 import torch
 
@@ -33,7 +33,7 @@ QWEN3_30B_A3B = ModelShape.from_json(
         "max_position_embeddings": 40960,
     }
 )
-NUM_DRAWN = 16
+NUM_DRAWN = 12  # of even splits, and half as many of uneven ones
 MEMORY_LIMIT_GIB = 1.5  # torch, Megatron and 48 layers of 128 modules each; the weights would take 114 GiB
 
 
@@ -45,11 +45,23 @@ def legal_layouts() -> list[PolicySection]:
     return [section for section in sections if not list(layout_faults(QWEN3_30B_A3B, section))]
 
 
+def unevenly_split(policy: PolicySection, draw: random.Random) -> PolicySection:
+    """The same layout with any split of the layers over its stretches."""
+    mesh = policy.mesh
+    cuts = sorted(draw.sample(range(1, QWEN3_30B_A3B.num_layers), mesh.pp * mesh.vpp - 1))
+    sizes = tuple(stop - start for start, stop in pairwise([0, *cuts, QWEN3_30B_A3B.num_layers]))
+    uneven = policy.model_copy(update={"mesh": mesh.model_copy(update={"stage_layers": sizes})})
+    assert not list(layout_faults(QWEN3_30B_A3B, uneven))
+    return uneven
+
+
 def main() -> None:
     assert QWEN3_30B_A3B.num_parameters == 30_532_122_624
     layouts, draw = legal_layouts(), random.Random(0)
     assert len(layouts) > 200
-    for policy in [PolicySection(), *draw.sample(layouts, NUM_DRAWN)]:
+    pipelined = [policy for policy in layouts if policy.mesh.pp > 1]
+    uneven = [unevenly_split(policy, draw) for policy in draw.sample(pipelined, NUM_DRAWN // 2)]
+    for policy in [PolicySection(), *draw.sample(layouts, NUM_DRAWN), *uneven]:
         mesh = policy.mesh.mesh()
         rank = draw.randrange(mesh.world_size)
         parameters = local_parameters(build_on_meta(QWEN3_30B_A3B, policy, rank), mesh)

@@ -79,7 +79,7 @@ KINDS = {
 }
 
 
-def write_tiny(folder: Path, kind: str, tied: bool = False) -> Path:
+def write_tiny(folder: Path, kind: str, tied: bool = False, num_layers: int = 4) -> Path:
     """A random model whose norms, biases and logits are far from trivial."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -88,7 +88,7 @@ def write_tiny(folder: Path, kind: str, tied: bool = False) -> Path:
         **KINDS[kind],
         vocab_size=VOCAB,
         hidden_size=64,
-        num_hidden_layers=4,
+        num_hidden_layers=num_layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         intermediate_size=96,

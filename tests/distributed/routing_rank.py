@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 
 from megatron_spell.config.schema import MeshSection
 from megatron_spell.policy import routing, step
@@ -25,8 +26,16 @@ def own_tokens_of_the_bin(bin_tensors, **_):
     return routing.Routes(bin_tensors.reads_T[:size], bin_tensors.experts_T_L_K[:size])
 
 
+def offset_from_the_end(*_, **__) -> int:
+    """The fault: of stages of 1 and 3 layers, the first numbers its layer 4 and the second 1 to 3."""
+    return 0 if parallel_state.get_pipeline_model_parallel_rank() else 3
+
+
 # What is planted to see that the comparisons would catch it.
-FAULTS = {"first tokens": lambda: patch.object(routing, "routes_of", own_tokens_of_the_bin)}
+FAULTS = {
+    "first tokens": lambda: patch.object(routing, "routes_of", own_tokens_of_the_bin),
+    "last stage first": lambda: patch.object(PipelineParallelLayerLayout, "get_layer_offset", offset_from_the_end),
+}
 
 
 def log_probs_and_gradients(policy, rows: list, out: Path) -> np.ndarray:

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 
 RANK = Path(__file__).with_name("checkpoint_rank.py")
 SPLIT_ADAM, SP = {"distributed_optimizer": True}, {"sequence_parallel": True}
+UNEVEN = {"pp": 2, "stage_layers": [1, 3]}
 LATER = {"hold": True}  # the checkpoint is written after the updates that follow it
 
 
@@ -75,6 +76,9 @@ def lab(tmp_path_factory) -> Lab:
             lab.case("dp split then dp split", **dp_split, load="dp split"),
             lab.case("tp sp cp split then tp sp", {"tp": 2}, **SP, load="tp sp cp split"),
             lab.case("experts tp sp ep split then pp vpp", {"pp": 2, "vpp": 2}, load="experts tp sp ep split"),
+            lab.case("experts uneven pp", UNEVEN, **LATER),
+            lab.case("experts uneven pp then pp vpp", {"pp": 2, "vpp": 2}, load="experts uneven pp"),
+            lab.case("experts uneven pp then uneven pp", UNEVEN, load="experts uneven pp"),
             lab.case("pp held up", {"pp": 2}, asynchronous=False),
             lab.case("pp held up then dp split", **dp_split, load="pp held up"),
             lab.case("bf16", **dp_split, dtype="bfloat16", **LATER),
@@ -98,6 +102,7 @@ def lab(tmp_path_factory) -> Lab:
         "tp sp cp split then tp sp",
         "pp held up then dp split",
         "experts tp sp ep split then pp vpp",
+        "experts uneven pp then pp vpp",
     ],
 )
 def test_the_next_two_updates_equal_those_of_the_run_that_went_on(lab, name):
@@ -111,7 +116,9 @@ def test_the_next_two_updates_equal_those_of_the_run_that_went_on(lab, name):
     assert lab.distance(name, began) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["tp then tp", "dp split then dp split", "bf16 then bf16"])
+@pytest.mark.parametrize(
+    "name", ["tp then tp", "dp split then dp split", "bf16 then bf16", "experts uneven pp then uneven pp"]
+)
 def test_the_same_layout_goes_on_bit_for_bit(lab, name):
     began = name.split(" then ")[0]
     assert lab.seen(name)["updates"] == lab.seen(began)["updates"]

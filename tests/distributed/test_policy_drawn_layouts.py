@@ -22,11 +22,11 @@ def legal_layouts(shape: ModelShape) -> list[dict]:
     """Cases of every layout of eight ranks in which the model can be trained."""
     axes = ("tp", "pp", "cp", "dp")
     meshes = [dict(zip(axes, sizes)) for sizes in product((1, 2, 4, 8), repeat=4) if prod(sizes) == NUM_RANKS]
-    switches = product(meshes, (1, 2), (1, 2, 4, 8), (None, 1, 2), (False, True), (False, True))
+    switches = product(meshes, (1, 2), (None, [1, 3]), (1, 2, 4, 8), (None, 1, 2), (False, True), (False, True))
     found = []
-    for mesh, vpp, ep, etp, sp, split_adam in switches:
+    for mesh, vpp, stage_layers, ep, etp, sp, split_adam in switches:
         case = {
-            "mesh": mesh | {"vpp": vpp, "ep": ep, "etp": etp},
+            "mesh": mesh | {"vpp": vpp, "stage_layers": stage_layers, "ep": ep, "etp": etp},
             "sequence_parallel": sp,
             "distributed_optimizer": split_adam,
         }

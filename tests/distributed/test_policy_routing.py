@@ -19,15 +19,20 @@ RANK = Path(__file__).with_name("routing_rank.py")
 SP = {"sequence_parallel": True}
 FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 SELECTIVE = {"recompute_granularity": "selective", "recompute_modules": ["moe"]}
+UNEVEN = {"mesh": {"pp": 2, "stage_layers": [1, 3]}}
 TWO = {
     "ep allgather": {"mesh": {"dp": 2, "ep": 2}, "dispatcher": "allgather"},
     "tp sp": {"mesh": {"tp": 2}, **SP},
     "cp": {"mesh": {"cp": 2}},
     "pp, all computed again": {"mesh": {"pp": 2}, "megatron": {"transformer": FULL}},
+    "pp uneven": UNEVEN,
     "pp vpp, experts computed again": {"mesh": {"pp": 2, "vpp": 2}, "megatron": {"transformer": SELECTIVE}},
 }
 FOUR = {"tp sp cp ep etp 1": {"mesh": {"tp": 2, "cp": 2, "ep": 2, "etp": 1}, **SP}}
-FAULTY = "tp sp, first tokens"
+FAULTY = {
+    "tp sp, first tokens": {"mesh": {"tp": 2}, **SP, "fault": "first tokens"},
+    "pp uneven, last stage first": {**UNEVEN, "fault": "last stage first"},
+}
 
 
 def run(folder: Path, layouts: dict, num_ranks: int) -> None:
@@ -58,7 +63,7 @@ def truth(folder) -> dict:
 
 @pytest.fixture(scope="module")
 def two(folder) -> Path:
-    run(folder, {**TWO, FAULTY: {"mesh": {"tp": 2}, **SP, "fault": "first tokens"}}, 2)
+    run(folder, TWO | FAULTY, 2)
     return folder
 
 
@@ -101,8 +106,9 @@ def test_four_ranks_replay_and_balance_as_one_process_would(name, four, truth):
     assert_own_choices_change_no_bit(four, name)
 
 
-def test_another_ranks_tokens_would_be_seen(two, truth):
-    """Planted: sequence-parallel ranks all take the choices of the bin's first tokens."""
-    seen = json.loads((two / FAULTY / "seen.json").read_text())
+@pytest.mark.parametrize("name", FAULTY)
+def test_choices_of_others_would_be_seen(name, two, truth):
+    """Planted: sequence-parallel ranks all take those of the bin's first tokens; stages number their layers wrongly."""
+    seen = json.loads((two / name / "seen.json").read_text())
     assert np.abs(np.array(seen["other"]) - truth["log_probs"]).max() > 1e-2
-    assert difference(two / FAULTY / "other/gradients", truth["gradients"]) > 1e-3
+    assert difference(two / name / "other/gradients", truth["gradients"]) > 1e-3

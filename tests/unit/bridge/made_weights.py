@@ -55,9 +55,10 @@ def _chunk(
     shape: ModelShape, weights: dict[str, np.ndarray], mesh: Mesh, rank: int, chunk: int
 ) -> dict[str, np.ndarray]:
     at, own = mesh.coordinates(rank), {}
-    size = shape.num_layers // mesh.pp // mesh.vpp
-    for local in range(size):
-        layer = (chunk * mesh.pp + at.pp) * size + local
+    even = [shape.num_layers // mesh.pp // mesh.vpp] * (mesh.pp * mesh.vpp)
+    sizes, stretch = mesh.stage_layers or even, chunk * mesh.pp + at.pp
+    for local in range(sizes[stretch]):
+        layer = sum(sizes[:stretch]) + local
         hf = {k.removeprefix(f"model.layers.{layer}."): v for k, v in weights.items() if f"layers.{layer}." in k}
         named = _attention(shape, hf, at.tp, mesh.tp) | _feed_forward(shape, hf, mesh, rank)
         own |= {f"decoder.layers.{local}.{name}": value for name, value in named.items()}

@@ -21,15 +21,25 @@ from tests.unit.bridge.made_weights import laid_out, made_shape, made_weights
 FAMILIES = ["llama", "qwen2", "qwen3", "qwen3_moe"]
 
 
+def splits(draw, pp: int, vpp: int) -> tuple[int, tuple[int, ...] | None]:
+    """A number of layers and a split of it: even (None) or any."""
+    if draw(st.booleans()):
+        return pp * vpp * draw(st.integers(1, 2)), None
+    stage_layers = tuple(draw(st.lists(st.integers(1, 3), min_size=pp * vpp, max_size=pp * vpp)))
+    return sum(stage_layers), stage_layers
+
+
 @st.composite
 def models_on_meshes(draw):
     tp, pp = draw(st.sampled_from([1, 2, 3, 4])), draw(st.sampled_from([1, 2]))
     vpp = draw(st.sampled_from([1, 2, 3])) if pp > 1 else 1
+    layers, stage_layers = splits(draw, pp, vpp)
+    stages = {"pp": pp, "vpp": vpp, "stage_layers": stage_layers}
     groups = tp * draw(st.integers(1, 2))
     shape = made_shape(
         heads=groups * draw(st.integers(1, 3)),
         groups=groups,
-        layers=pp * vpp * draw(st.integers(1, 2)),
+        layers=layers,
         vocab=draw(st.integers(2, 19)),
         tied=draw(st.booleans()),
         hidden=draw(st.sampled_from([3, 8])),
@@ -38,12 +48,12 @@ def models_on_meshes(draw):
         family=draw(st.sampled_from(FAMILIES)),
     )
     if shape.experts is None:
-        return shape, Mesh(tp=tp, pp=pp, vpp=vpp, dp=draw(st.integers(1, 2)))
+        return shape, Mesh(tp=tp, dp=draw(st.integers(1, 2)), **stages)
     ep, etp = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([None, 1, 2]))
     folded = ep * (tp if etp is None else etp)
     dp = lcm(folded, tp) // tp * draw(st.integers(1, 2))
     experts = replace(shape.experts, ffn_size=(tp if etp is None else etp) * draw(st.integers(1, 3)))
-    return replace(shape, experts=experts), Mesh(tp=tp, pp=pp, vpp=vpp, dp=dp, ep=ep, etp=etp)
+    return replace(shape, experts=experts), Mesh(tp=tp, dp=dp, ep=ep, etp=etp, **stages)
 
 
 @settings(max_examples=60, deadline=None)

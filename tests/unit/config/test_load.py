@@ -1,6 +1,7 @@
 import pytest
 
 from megatron_spell.config.load import ConfigError, load_config
+from megatron_spell.layout.mesh import Mesh
 
 BASE = """
 name: trial
@@ -40,7 +41,8 @@ def test_defaults_are_the_papers(write):
 def test_overrides_win_over_the_file_and_the_file_over_what_it_extends(write):
     write(BASE + "steps: 5\nplay: {questions_per_step: 4, min_questions: 2}\n", "base.yaml")
     path = write("extends: base.yaml\nplay: {questions_per_step: 8}\n")
-    config = load_config(path, ["play.min_questions=3", "policy.mesh.tp=2"])
+    config = load_config(path, ["play.min_questions=3", "policy.mesh.tp=2", "policy.mesh.stage_layers=[4]"])
+    assert config.policy.mesh.mesh() == Mesh(tp=2, stage_layers=(4,))
     assert config.steps == 5
     assert (config.play.questions_per_step, config.play.min_questions, config.policy.mesh.tp) == (8, 3, 2)
 

@@ -36,6 +36,22 @@ def test_chunks_of_interleaved_stages_alternate():
     ]
 
 
+def test_layers_are_split_as_told():
+    mesh = Mesh(pp=2, vpp=2, stage_layers=(1, 1, 3, 1))
+    assert [[list(mesh.chunk_layers(6, pp, v)) for v in range(2)] for pp in range(2)] == [
+        [[0], [2, 3, 4]],
+        [[1], [5]],
+    ]
+    assert list(Mesh(stage_layers=(4,)).chunk_layers(4, 0)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("given", [(2, 2), (1, 3, 1), (5,), (5, 0), (7, -2), ()])
+def test_a_split_of_another_model_or_mesh_is_refused(given):
+    numbers = ",".join(map(str, given))
+    with pytest.raises(ValueError, match=f"stage_layers={numbers} do not spread 5 layers over 2 pipeline stages of 1"):
+        Mesh(pp=2, stage_layers=given).chunk_layers(5, 0)
+
+
 def test_experts_fold_over_the_ranks_of_a_stage():
     """Tensor-parallel ranks of one expert are neighbours, then come the expert-parallel ones; stages are apart."""
     mesh = Mesh(tp=2, cp=2, dp=2, pp=2, ep=2, etp=2)
@@ -50,3 +66,4 @@ def test_experts_fold_over_the_ranks_of_a_stage():
 def test_the_name_shows_the_axes_in_use():
     assert str(Mesh(tp=2, cp=4)) == "tp=2 pp=1 dp=1 cp=4"
     assert str(Mesh(tp=2, pp=2, ep=2, etp=1, vpp=2)) == "tp=2 pp=2 dp=1 ep=2 vpp=2 etp=1"
+    assert str(Mesh(pp=2, stage_layers=(1, 3))) == "tp=1 pp=2 dp=1 stage_layers=1,3"

@@ -1,7 +1,5 @@
 """The layers that a policy is made of: Megatron's own or Transformer Engine's, with our core attention put in."""
 
-import re
-
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_mlp_module_spec_for_backend
@@ -13,8 +11,6 @@ from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.policy.attention import PrefixCoreAttention
 from megatron_spell.policy.backends import Backend
 from megatron_spell.policy.router import PolicyRouter
-
-GROUPED_EXPERT = re.compile(r"\bexperts\.(linear_fc[12])\.(weight|bias)(\d+)$")
 
 
 class RMSNorm(torch.nn.Module):
@@ -51,12 +47,3 @@ def layer_spec(shape: ModelShape, backend: Backend) -> ModuleSpec:
 def block_spec(shape: ModelShape, num_layers: int, backend: Backend) -> TransformerBlockSubmodules:
     """A pipeline stage's layers, and the norm after the last."""
     return TransformerBlockSubmodules([layer_spec(shape, backend)] * num_layers, layer_norm=backend.norm(RMSNorm))
-
-
-def as_single_expert(name: str) -> str:
-    """A parameter's name as it is where each expert is a module of its own (Megatron's `SequentialMLP`).
-
-    `TEGroupedMLP` numbers the experts' weights instead: `experts.linear_fc1.weight3` is the weight that `SequentialMLP`
-    calls `experts.local_experts.3.linear_fc1.weight`. Both are split over ranks and laid out alike.
-    """
-    return GROUPED_EXPERT.sub(r"experts.local_experts.\3.\1.\2", name)

@@ -10,12 +10,13 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from megatron_spell.bridge.inventory import chunk_prefix
+from megatron_spell.bridge.megatron_names import table_name
 from megatron_spell.bridge.rules import padded_vocab
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import PolicySection
 from megatron_spell.layout.mesh import Mesh
 from megatron_spell.policy.backends import Backend, Found, choose_backend
-from megatron_spell.policy.layers import as_single_expert, block_spec
+from megatron_spell.policy.layers import block_spec
 from megatron_spell.policy.log_probs import TokenScores, score_tokens, share_of
 from megatron_spell.policy.megatron_config import transformer_config
 from megatron_spell.policy.microbatches import BinTensors
@@ -168,7 +169,7 @@ def build_model(shape: ModelShape, policy: PolicySection, temperature: float) ->
 def local_parameters(chunks: Sequence[PolicyModel], mesh: Mesh) -> dict[str, torch.nn.Parameter]:
     """All parameters of this rank by the names that the bridge's inventory gives them."""
     return {
-        chunk_prefix(mesh, number) + as_single_expert(name): parameter
+        chunk_prefix(mesh, number) + table_name(name): parameter
         for number, chunk in enumerate(chunks)
         for name, parameter in chunk.named_parameters()
     }

@@ -8,10 +8,11 @@ from megatron.core.extensions import transformer_engine as te
 from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.transformer.moe.experts import SequentialMLP, TEGroupedMLP
 
+from megatron_spell.bridge.megatron_names import table_name
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.policy.attention import PrefixCoreAttention
 from megatron_spell.policy.backends import Backend, Found, choose_backend
-from megatron_spell.policy.layers import RMSNorm, as_single_expert, layer_spec
+from megatron_spell.policy.layers import RMSNorm, layer_spec
 from megatron_spell.policy.setup import PolicyError
 
 NOTHING = Found(gpu=False, transformer_engine=False, wgrad_kernel=False)
@@ -98,7 +99,7 @@ def test_experts_are_grouped_with_transformer_engine_only(monkeypatch):
 )
 def test_grouped_experts_are_named_as_single_ones(local, single):
     wanted = {None: "decoder.layers.11.mlp.experts.local_experts.127.linear_fc2.weight", "unchanged": local}
-    assert as_single_expert(local) == wanted.get(single, single)
+    assert table_name(local) == wanted.get(single, single)
 
 
 def test_the_names_are_those_of_the_installed_modules():

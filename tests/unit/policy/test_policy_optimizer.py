@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from megatron_spell.bridge.stacks import unstacked
 from megatron_spell.config.schema import OptimizerSection
 from megatron_spell.policy.optimizer import learning_rate
 from tests.distributed.policy_lab import OPTIMIZER, difference, make_batch, make_policy, make_rows, write_tiny
@@ -38,10 +39,10 @@ def test_matrices_decay_and_norms_and_biases_do_not(alone, tmp_path, kind, distr
     before = {name: tensor.clone() for name, tensor in policy.local_tensors().items()}
     report = policy.update(make_batch([replace(row, advantage=0.0) for row in make_rows(0)]))
     assert report.grad_norm == 0
-    names = {segment.hf_name for segment in policy.inventory()}
+    names = {segment.hf_name for segment in unstacked(policy.inventory())}
     assert any("bias" in name for name in names) == (kind == "qwen2")
     assert any("q_norm" in name for name in names) == (kind in ("qwen3", "moe"))
-    for segment in policy.inventory():
+    for segment in unstacked(policy.inventory()):
         found = policy.local_tensors()[segment.local_name][segment.local_box.index]
         factor = 1 - 0.5 * 0.1 if decays_by_name(segment.hf_name) else 1.0
         torch.testing.assert_close(found, before[segment.local_name][segment.local_box.index] * factor)

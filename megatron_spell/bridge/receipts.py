@@ -22,8 +22,8 @@ from megatron_spell.bridge.transports.base import Transport
 
 SAMPLE_ELEMENTS = 4096
 DIGEST_BYTES = 16
-RECEIPTS, VERDICT = 1, 2  # tags of the two control messages of a pair of ranks
-GOOD, BAD = b"\1", b"\0"
+RECEIPTS, VERDICT = 1, 2  # tags of the two control messages of a pair of ranks; a verdict has a byte for each sample
+GOOD, BAD = 1, 0
 
 
 class WrongWeights(BridgeError):
@@ -97,9 +97,9 @@ def exchange(
     for src, own in came_from.items():
         transport.post(src, RECEIPTS, b"".join(received[s.tag] for s in own))
     faults = [fault for dst, own in to.items() for fault in _judge(transport, dst, own, sent)]
-    for src in came_from:
-        if transport.collect(src, VERDICT, 1) != GOOD:
-            faults.append(f"rank {src} says that what landed on rank {rank} is not what it sent")
+    for src, own in came_from.items():
+        verdict = transport.collect(src, VERDICT, len(own))
+        faults += _fault(src, rank, [s for s, each in zip(own, verdict, strict=True) if each != GOOD])
     if faults:
         raise WrongWeights("; ".join(faults[:4]))
 
@@ -107,11 +107,14 @@ def exchange(
 def _judge(transport: Transport, dst: int, own: Sequence[Sample], sent: Mapping[int, bytes]) -> list[str]:
     told = transport.collect(dst, RECEIPTS, DIGEST_BYTES * len(own))
     pairs = zip(own, (told[at : at + DIGEST_BYTES] for at in range(0, len(told), DIGEST_BYTES)), strict=True)
-    wrong = [f"{s.move.hf_name}{s.move.hf_box}" for s, theirs in pairs if sent[s.tag] != theirs]
-    transport.post(dst, VERDICT, BAD if wrong else GOOD)
-    return (
-        [f"what landed on rank {dst} is not what rank {transport.rank} sent: {', '.join(wrong[:4])}"] if wrong else []
-    )
+    verdict = [GOOD if sent[s.tag] == theirs else BAD for s, theirs in pairs]
+    transport.post(dst, VERDICT, bytes(verdict))
+    return _fault(transport.rank, dst, [s for s, each in zip(own, verdict, strict=True) if each != GOOD])
+
+
+def _fault(src: int, dst: int, wrong: Sequence[Sample]) -> list[str]:
+    places = [f"{s.move.hf_name}{s.move.hf_box}" for s in wrong]
+    return [f"what landed on rank {dst} is not what rank {src} sent: {', '.join(places[:4])}"] if wrong else []
 
 
 def _by_peer(samples: Sequence[Sample], rank: int, *, sending: bool) -> dict[int, list[Sample]]:

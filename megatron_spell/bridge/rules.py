@@ -108,6 +108,7 @@ def qkv_stacked(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segmen
     Source: vLLM 0.32 `QKVParallelLinear` (model_executor/layers/linear.py).
     """
     query, key, value = hf
+    _refuse_cut_heads(query, cut)
     at = 0
     for tensor, cut_here in ((query, cut), (key, _key_value_cut(key, cut)), (value, _key_value_cut(value, cut))):
         start, stop = _share(tensor, 0, cut_here)
@@ -118,10 +119,17 @@ def qkv_stacked(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segmen
 def _key_value_cut(tensor: HfTensor, cut: Cut) -> Cut:
     num_heads = tensor.shape[0] // cut.head_dim
     if num_heads >= cut.parts:
+        _refuse_cut_heads(tensor, cut)
         return cut
     if cut.parts % num_heads:
         raise BridgeError(f"{tensor.name}: {num_heads} key-value heads cannot be shared evenly by tp = {cut.parts}")
     return Cut(cut.index // (cut.parts // num_heads), num_heads, cut.head_dim, cut.vocab_multiple)
+
+
+def _refuse_cut_heads(tensor: HfTensor, cut: Cut) -> None:
+    num_heads = tensor.shape[0] // cut.head_dim
+    if num_heads % cut.parts:
+        raise BridgeError(f"{tensor.name}: {num_heads} heads do not divide over tp = {cut.parts}")
 
 
 def _rows(tensor: HfTensor, start: int, stop: int, local: str, local_start: int) -> Segment:

@@ -19,18 +19,22 @@ class Prepared:
     from, or written to, memory that nobody looks at any more.
     """
 
-    def __init__(self, names: Sequence[str], *, of_source: bool):
-        self._names, self._of_source = names, of_source
-        self._places: list[tuple] = []
+    def __init__(self, moves: Sequence[Move], rank: int, *, of_source: bool):
+        self._rank, self._of_source = rank, of_source
+        self._boxes = [(m.src_name, m.src_box) if of_source else (m.dst_name, m.dst_box) for m in moves]
+        self._names = sorted({name for place in self._boxes for name, _ in members(*place)})
+        self._places: list[tuple] | None = None
         self._views: dict[int, list[torch.Tensor]] = {}
 
-    def follow(self, tensors: Tensors) -> bool:
-        """Compare where the tensors lie with where they lay; whether they had moved."""
-        places = [_place(tensors[name]) for name in self._names]
-        if places == self._places:
-            return False
-        self._places, self._views = places, {}
-        return True
+    def follow(self, tensors: Tensors) -> None:
+        """Compare where the tensors lie with where they lay. Raises BridgeError where one is missing or too small."""
+        places = [_place(tensors[name]) for name in self._names if name in tensors]
+        if places != self._places:
+            refuse_misfits(tensors, self._boxes, self._rank)
+            self._places, self._views = places, {}
+
+    def converts(self, tensors: Tensors, dtype: torch.dtype) -> bool:
+        return any(tensors[name].dtype != dtype for name in self._names)
 
     def views(self, bucket: Bucket, tensors: Tensors) -> list[torch.Tensor]:
         if bucket.tag not in self._views:

@@ -12,7 +12,7 @@ import torch
 
 from megatron_spell.bridge import receipts
 from megatron_spell.bridge.boxes import Box, BridgeError
-from megatron_spell.bridge.compiled import Prepared, Windows, landing_places, refuse_misfits
+from megatron_spell.bridge.compiled import Prepared, Windows, landing_places
 from megatron_spell.bridge.planner import Bucket, Plan
 from megatron_spell.bridge.stacks import members
 from megatron_spell.bridge.transports.base import NUM_SEND_BUFFERS, Arrival, Pending, Transport
@@ -67,8 +67,7 @@ class Receiver:
         self._dtype = dtype
         self._carrier = _Carrier(plan, rank, sources or {}, dtype, bucket_bytes)
         self._landings = [move for move in plan.moves if move.dst_rank == rank]
-        self._places = [place for move in self._landings for place in members(move.dst_name, move.dst_box)]
-        self._prepared = Prepared(sorted({name for name, _ in self._places}), of_source=False)
+        self._prepared = Prepared(self._landings, rank, of_source=False)
 
     def into(self, transport: Transport, tensors: Tensors, *, check: int | None = None) -> None:
         """Land in place, converted to each tensor's dtype; what no segment covers (padding) stays as it is.
@@ -78,7 +77,6 @@ class Receiver:
         may be part old, part new.
         """
         carrier, prepared = self._carrier, self._prepared
-        refuse_misfits(tensors, self._places, carrier.rank)
         prepared.follow(tensors)
         wanted, found = self._wanted(check), {}
         for bucket, windows in carrier.follow(transport):
@@ -144,10 +142,8 @@ class _Carrier:
         schedule = plan.schedule(bucket_bytes, dtype.itemsize)
         self.rank, self._dtype, self._sources = rank, dtype, tensors
         self._buckets = [bucket for bucket in schedule if rank in (bucket.src_rank, bucket.dst_rank)]
-        sent = [m for m in plan.moves if m.src_rank == rank]
-        refuse_misfits(tensors, ((m.src_name, m.src_box) for m in sent), rank)
-        self._source_names = sorted({name for m in sent for name, _ in members(m.src_name, m.src_box)})
-        self._prepared = Prepared(self._source_names, of_source=True)
+        self._prepared = Prepared([m for m in plan.moves if m.src_rank == rank], rank, of_source=True)
+        self._prepared.follow(tensors)
         self._converts = False
         self._transport: Transport | None = None
         self._buffers: list[torch.Tensor] = []
@@ -182,10 +178,10 @@ class _Carrier:
         """Views of sources and buffers are made once, and again when a tensor has moved or the transport is another."""
         if transport.rank != self.rank:
             raise BridgeError(f"the transport is that of rank {transport.rank}, the plan's part that of {self.rank}")
-        converts = self._converts
-        if self._prepared.follow(self._sources):
-            self._converts = any(self._sources[name].dtype != self._dtype for name in self._source_names)
+        self._prepared.follow(self._sources)
+        converts = self._prepared.converts(self._sources, self._dtype)
         if self._transport is not transport or self._converts != converts:
+            self._converts = converts
             self._windows = Windows(self._dtype)
             self._buffers = transport.send_buffers(self._buffer_bytes(transport))
             self._transport = transport

@@ -62,11 +62,11 @@ def sampled_box(box: Box, draw: random.Random, max_elements: int) -> Box:
 
 
 def of_source(sample: Sample, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> bytes:
-    return digest(values(tensors, sample.move.src_name, sample.move.src_box), dtype)
+    return digest(sample, values(tensors, sample.move.src_name, sample.move.src_box), dtype)
 
 
 def of_target(sample: Sample, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> bytes:
-    return digest(values(tensors, sample.move.dst_name, sample.move.dst_box), dtype)
+    return digest(sample, values(tensors, sample.move.dst_name, sample.move.dst_box), dtype)
 
 
 def of_arrival(sample: Sample, bucket: Bucket, windows: Sequence[torch.Tensor]) -> bytes:
@@ -75,14 +75,16 @@ def of_arrival(sample: Sample, bucket: Bucket, windows: Sequence[torch.Tensor]) 
     first, whole = sum(counts[: sample.number]), bucket.moves[sample.number][1]
     box = sample.move.hf_box.moved(whole.hf_box.start, (0,) * len(whole.hf_box.start))
     if not apart(whole):
-        return digest(windows[first][box.index], windows[first].dtype)
+        return digest(sample, windows[first][box.index], windows[first].dtype)
     found = [windows[first + i][box.index[1:]] for i in range(box.start[0], box.stop[0])]
-    return digest(torch.stack(found), found[0].dtype)
+    return digest(sample, torch.stack(found), found[0].dtype)
 
 
-def digest(values: torch.Tensor, dtype: torch.dtype) -> bytes:
-    """Hash of the elements as `dtype`."""
-    return blake2b(raw_bytes(values, dtype), digest_size=DIGEST_BYTES).digest()
+def digest(sample: Sample, values: torch.Tensor, dtype: torch.dtype) -> bytes:
+    """Hash of what the sample is called and of its elements as `dtype`: two sides of two minds about a place differ."""
+    spelled = blake2b(f"{sample.move.hf_name}{sample.move.hf_box}".encode(), digest_size=DIGEST_BYTES)
+    spelled.update(raw_bytes(values, dtype))
+    return spelled.digest()
 
 
 def exchange(

@@ -23,12 +23,12 @@ class Prepared:
         self._rank, self._of_source = rank, of_source
         self._boxes = [(m.src_name, m.src_box) if of_source else (m.dst_name, m.dst_box) for m in moves]
         self._names = sorted({name for place in self._boxes for name, _ in members(*place)})
-        self._places: list[tuple] | None = None
+        self._places: tuple | None = None
         self._views: dict[int, list[torch.Tensor]] = {}
 
     def follow(self, tensors: Tensors) -> None:
         """Compare where the tensors lie with where they lay. Raises BridgeError where one is missing or too small."""
-        places = [_place(tensors[name]) for name in self._names if name in tensors]
+        places = addresses(tensors, self._names)
         if places != self._places:
             refuse_misfits(tensors, self._boxes, self._rank)
             self._places, self._views = places, {}
@@ -42,8 +42,10 @@ class Prepared:
         return self._views[bucket.tag]
 
 
-def _place(tensor: torch.Tensor) -> tuple:
-    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+def addresses(tensors: Tensors, names: Iterable[str]) -> tuple:
+    """Where those of the tensors that exist lie, and how: views of them are of no use once that has changed."""
+    found = (tensors[name] for name in names if name in tensors)
+    return tuple((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) for tensor in found)
 
 
 class Windows:

@@ -61,7 +61,7 @@ def transformer_engine(own: Arrays) -> Arrays:
 
 
 def legacy(own: Arrays) -> Arrays:
-    """A rank's arrays with a layer's experts in two: flattened [experts, in, out], as `GroupedMLP.forward` reads them."""
+    """A rank's arrays with a layer's experts in two, flattened [experts, in, out] as `GroupedMLP` reads them."""
     found = {name: value for name, value in own.items() if ".local_experts." not in name}
     for layer in range(SHAPE.num_layers):
         prefix = f"decoder.layers.{layer}.mlp.experts."

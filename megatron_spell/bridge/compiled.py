@@ -1,7 +1,6 @@
 """What the executor prepares once: views of tensors and of buffers, so that one call packs or lands a bucket."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 
 import torch
@@ -13,12 +12,40 @@ from megatron_spell.bridge.stacks import is_stack, members, views
 Tensors = Mapping[str, torch.Tensor]
 
 
-@dataclass(slots=True, eq=False)
-class Packing:
-    """Views of a rank's own tensors by bucket; good while the tensors stay at `addresses`."""
+class Prepared:
+    """Views of a rank's tensors by bucket, in the order of the buckets' windows.
 
-    addresses: tuple[int, ...]
-    views: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    They are made once, and again when `follow` finds that a tensor lies elsewhere: what was prepared would then be read
+    from, or written to, memory that nobody looks at any more.
+    """
+
+    def __init__(self, moves: Sequence[Move], rank: int, *, of_source: bool):
+        self._rank, self._of_source = rank, of_source
+        self._boxes = [(m.src_name, m.src_box) if of_source else (m.dst_name, m.dst_box) for m in moves]
+        self._names = sorted({name for place in self._boxes for name, _ in members(*place)})
+        self._places: tuple | None = None
+        self._views: dict[int, list[torch.Tensor]] = {}
+
+    def follow(self, tensors: Tensors) -> None:
+        """Compare where the tensors lie with where they lay. Raises BridgeError where one is missing or too small."""
+        places = addresses(tensors, self._names)
+        if places != self._places:
+            refuse_misfits(tensors, self._boxes, self._rank)
+            self._places, self._views = places, {}
+
+    def converts(self, tensors: Tensors, dtype: torch.dtype) -> bool:
+        return any(tensors[name].dtype != dtype for name in self._names)
+
+    def views(self, bucket: Bucket, tensors: Tensors) -> list[torch.Tensor]:
+        if bucket.tag not in self._views:
+            self._views[bucket.tag] = copies(bucket, tensors, of_source=self._of_source)
+        return self._views[bucket.tag]
+
+
+def addresses(tensors: Tensors, names: Iterable[str]) -> tuple:
+    """Where those of the tensors that exist lie, and how: views of them are of no use once that has changed."""
+    found = (tensors[name] for name in names if name in tensors)
+    return tuple((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) for tensor in found)
 
 
 class Windows:
@@ -54,9 +81,15 @@ def copies(bucket: Bucket, tensors: Tensors, *, of_source: bool) -> list[torch.T
     return found
 
 
-def addresses(tensors: Tensors, names: Sequence[str]) -> tuple[int, ...]:
-    """Where the tensors lie: what was prepared is of no use once one has moved."""
-    return tuple(tensors[name].data_ptr() for name in names)
+def landing_places(bucket: Bucket) -> Iterator[tuple[str, Box]]:
+    """Where each of the bucket's windows lands; one of a stack's tensors lands in a box of one index in a plain one."""
+    for _, move in bucket.moves:
+        name, box = move.dst_name, move.dst_box
+        if is_stack(name) or not apart(move):
+            yield from members(name, box)
+            continue
+        for index in range(box.start[0], box.stop[0]):
+            yield name, Box((index, *box.start[1:]), (index + 1, *box.stop[1:]))
 
 
 def refuse_misfits(tensors: Tensors, places: Iterable[tuple[str, Box]], rank: int) -> None:

@@ -52,7 +52,7 @@ class DirectSender:
         self._dtype, self._readers = dtype, sorted({move.dst_rank for move in moves})
         self._samples = _Samples(plan, rank, bucket_bytes, dtype)
         self._exposed_to: Transport | None = None
-        self._addresses: tuple[int, ...] = ()
+        self._addresses: tuple = ()
 
     def run(self, transport: LendingTransport, *, check: int | None = None) -> None:
         """Let every target read; returns when all have. `check` as for `executor.Sender.run`.
@@ -84,14 +84,17 @@ class DirectReceiver:
                 self._moves[move.src_rank].append(move)
         self._samples = _Samples(plan, rank, bucket_bytes, dtype)
         self._copies: dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-        self._for: tuple[Transport, Tensors] | None = None
+        places = [place for moves in self._moves.values() for m in moves for place in members(m.dst_name, m.dst_box)]
+        self._names = sorted({name for name, _ in places})
+        self._for: tuple[Transport, tuple] | None = None
 
     def into(self, transport: LendingTransport, tensors: Tensors, *, check: int | None = None) -> None:
         """Land in place. `check` as for `executor.Receiver.into`. Raises TransportError, WrongWeights."""
-        if self._for is None or self._for[0] is not transport or self._for[1] is not tensors:
+        where = addresses(tensors, self._names)
+        if self._for is None or self._for[0] is not transport or self._for[1] != where:
             places = ((m.dst_name, m.dst_box) for moves in self._moves.values() for m in moves)
             refuse_misfits(tensors, places, self._rank)
-            self._copies, self._for = {}, (transport, tensors)
+            self._copies, self._for = {}, (transport, where)
         borrowed = {source: transport.borrow(source, 0) for source in self._moves}
         for source, lent in borrowed.items():
             theirs = lent.wait()

@@ -12,13 +12,12 @@ import torch
 
 from megatron_spell.bridge import receipts
 from megatron_spell.bridge.boxes import Box, BridgeError
-from megatron_spell.bridge.compiled import Packing, Windows, addresses, copies, refuse_misfits
+from megatron_spell.bridge.compiled import Prepared, Windows, landing_places
 from megatron_spell.bridge.planner import Bucket, Plan
 from megatron_spell.bridge.stacks import members
 from megatron_spell.bridge.transports.base import NUM_SEND_BUFFERS, Arrival, Pending, Transport
 
 DEFAULT_BUCKET_BYTES = 64 * 2**20
-
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -68,32 +67,37 @@ class Receiver:
         self._dtype = dtype
         self._carrier = _Carrier(plan, rank, sources or {}, dtype, bucket_bytes)
         self._landings = [move for move in plan.moves if move.dst_rank == rank]
+        self._prepared = Prepared(self._landings, rank, of_source=False)
 
     def into(self, transport: Transport, tensors: Tensors, *, check: int | None = None) -> None:
         """Land in place, converted to each tensor's dtype; what no segment covers (padding) stays as it is.
 
-        `check` as for `Sender.run`; what is compared is what the tensors then hold. Raises TransportError and
-        WrongWeights; after either the tensors may be part old, part new.
+        `check` as for `Sender.run`; what is compared is what the tensors then hold, but what came where a bucket
+        lands in a dtype that cannot hold the wire's. Raises TransportError and WrongWeights; after either the tensors
+        may be part old, part new.
         """
-        carrier = self._carrier
-        refuse_misfits(tensors, ((m.dst_name, m.dst_box) for m in self._landings), carrier.rank)
+        carrier, prepared = self._carrier, self._prepared
+        prepared.follow(tensors)
+        wanted, found = self._wanted(check), {}
         for bucket, windows in carrier.follow(transport):
-            torch._foreach_copy_(carrier.landings(bucket, tensors), windows)
+            torch._foreach_copy_(prepared.views(bucket, tensors), windows)
+            if bucket.tag in wanted and self._rounds(prepared.views(bucket, tensors)):
+                found[bucket.tag] = receipts.of_arrival(wanted.pop(bucket.tag), bucket, windows)
         if check is not None:
-            samples = carrier.samples(check)
-            carrier.compare(transport, check, {s.tag: receipts.of_target(s, tensors, self._dtype) for s in samples})
+            found |= {tag: receipts.of_target(s, tensors, self._dtype) for tag, s in wanted.items()}
+            carrier.compare(transport, check, found)
 
     def boxes(self, transport: Transport, *, check: int | None = None) -> Iterator[tuple[str, Box, torch.Tensor]]:
         """(local name, box, values of the wire dtype) as they come, stacks apart; values are good until the next.
 
         The generator must be run to its end. `check` as for `Sender.run`; what is compared is what came.
         """
-        carrier, found = self._carrier, {}
-        wanted = {s.tag: s for s in carrier.samples(check)} if check is not None else {}
+        carrier, wanted, found = self._carrier, self._wanted(check), {}
         for bucket, windows in carrier.follow(transport):
             if bucket.tag in wanted:
                 found[bucket.tag] = receipts.of_arrival(wanted[bucket.tag], bucket, windows)
-            yield from zip(*_places(bucket), windows, strict=True)
+            for (name, box), window in zip(landing_places(bucket), windows, strict=True):
+                yield name, box, window.view(box.shape)
         if check is not None:
             carrier.compare(transport, check, found)
 
@@ -111,6 +115,14 @@ class Receiver:
             left[name] -= box.num_elements
             if not left[name]:
                 yield name, begun.pop(name)
+
+    def _wanted(self, check: int | None) -> dict[int, receipts.Sample]:
+        if check is None:
+            return {}
+        return {s.tag: s for s in self._carrier.samples(check) if s.move.dst_rank == self._carrier.rank}
+
+    def _rounds(self, views: list[torch.Tensor]) -> bool:
+        return any(torch.promote_types(view.dtype, self._dtype) != view.dtype for view in views)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,16 +142,12 @@ class _Carrier:
         schedule = plan.schedule(bucket_bytes, dtype.itemsize)
         self.rank, self._dtype, self._sources = rank, dtype, tensors
         self._buckets = [bucket for bucket in schedule if rank in (bucket.src_rank, bucket.dst_rank)]
-        sent = [m for m in plan.moves if m.src_rank == rank]
-        refuse_misfits(tensors, ((m.src_name, m.src_box) for m in sent), rank)
-        self._source_names = sorted({name for m in sent for name, _ in members(m.src_name, m.src_box)})
-        self._converts = any(tensors[name].dtype != dtype for name in self._source_names)
+        self._prepared = Prepared([m for m in plan.moves if m.src_rank == rank], rank, of_source=True)
+        self._prepared.follow(tensors)
+        self._converts = False
         self._transport: Transport | None = None
         self._buffers: list[torch.Tensor] = []
-        self._packing: Packing | None = None
         self._windows = Windows(dtype)
-        self._landings: dict[int, list[torch.Tensor]] = {}
-        self._landed_in: Tensors | None = None
 
     def follow(self, transport: Transport) -> Iterator[tuple[Bucket, list[torch.Tensor]]]:
         """Send what this rank sends and yield each bucket it gets, as views; they are good until the next is asked for.
@@ -154,14 +162,6 @@ class _Carrier:
             under_way.append(self._begin(bucket, number % NUM_SEND_BUFFERS, transport))
         while under_way:
             yield from self._end(under_way.popleft())
-
-    def landings(self, bucket: Bucket, tensors: Tensors) -> list[torch.Tensor]:
-        """Where the bucket's parts land in `tensors`."""
-        if self._landed_in is not tensors:
-            self._landings, self._landed_in = {}, tensors
-        if bucket.tag not in self._landings:
-            self._landings[bucket.tag] = copies(bucket, tensors, of_source=False)
-        return self._landings[bucket.tag]
 
     def samples(self, check: int) -> list[receipts.Sample]:
         """What of each bucket that this rank sends or receives is compared."""
@@ -178,15 +178,15 @@ class _Carrier:
         """Views of sources and buffers are made once, and again when a tensor has moved or the transport is another."""
         if transport.rank != self.rank:
             raise BridgeError(f"the transport is that of rank {transport.rank}, the plan's part that of {self.rank}")
-        if self._transport is not transport:
-            self._transport, self._packing = transport, None
+        self._prepared.follow(self._sources)
+        converts = self._prepared.converts(self._sources, self._dtype)
+        if self._transport is not transport or self._converts != converts:
+            self._converts = converts
             self._windows = Windows(self._dtype)
             self._buffers = transport.send_buffers(self._buffer_bytes(transport))
+            self._transport = transport
             if len(self._buffers) != NUM_SEND_BUFFERS:
                 raise BridgeError(f"the transport gave {len(self._buffers)} buffers, {NUM_SEND_BUFFERS} are allowed")
-        where = addresses(self._sources, self._source_names)
-        if self._packing is None or self._packing.addresses != where:
-            self._packing = Packing(where)
 
     def _buffer_bytes(self, transport: Transport) -> int:
         return max((b.num_bytes for b in self._buckets if self._needs_buffer(b, transport)), default=0)
@@ -202,7 +202,7 @@ class _Carrier:
             return _Step(bucket, kept=self._kept(bucket, buffer))
         if bucket.dst_rank == self.rank:
             return _Step(bucket, arrival=transport.receive(bucket.src_rank, bucket.tag, buffer, bucket.num_bytes))
-        torch._foreach_copy_(self._windows.of(bucket, buffer), self._packed_from(bucket))
+        torch._foreach_copy_(self._windows.of(bucket, buffer), self._prepared.views(bucket, self._sources))
         return _Step(bucket, pending=transport.send(bucket.dst_rank, bucket.tag, buffer))
 
     def _end(self, step: _Step) -> Iterator[tuple[Bucket, list[torch.Tensor]]]:
@@ -216,15 +216,12 @@ class _Carrier:
 
     def _kept(self, bucket: Bucket, buffer: torch.Tensor | None) -> list[torch.Tensor]:
         """What stays on its rank, rounded to the wire's dtype like what travels, so that replicas end up equal."""
+        held = self._prepared.views(bucket, self._sources)
         if buffer is None:
-            return self._packed_from(bucket)
-        torch._foreach_copy_(self._windows.of(bucket, buffer), self._packed_from(bucket))
-        return self._windows.of(bucket, buffer)
-
-    def _packed_from(self, bucket: Bucket) -> list[torch.Tensor]:
-        if bucket.tag not in self._packing.views:
-            self._packing.views[bucket.tag] = copies(bucket, self._sources, of_source=True)
-        return self._packing.views[bucket.tag]
+            return held
+        windows = self._windows.of(bucket, buffer)
+        torch._foreach_copy_(windows, held)
+        return windows
 
 
 def completion_order(plan: Plan, rank: int, bucket_bytes: int, itemsize: int) -> list[str]:
@@ -232,15 +229,10 @@ def completion_order(plan: Plan, rank: int, bucket_bytes: int, itemsize: int) ->
     _, left = _extents(move for move in plan.moves if move.dst_rank == rank)
     order = []
     for bucket in plan.schedule(bucket_bytes, itemsize):
-        for name, box in zip(*_places(bucket), strict=True) if bucket.dst_rank == rank else ():
+        for name, box in landing_places(bucket) if bucket.dst_rank == rank else ():
             left[name] -= box.num_elements
             order += [] if left[name] else [name]
     return order
-
-
-def _places(bucket: Bucket) -> tuple[list[str], list[Box]]:
-    places = [place for _, move in bucket.moves for place in members(move.dst_name, move.dst_box)]
-    return [name for name, _ in places], [box for _, box in places]
 
 
 def _extents(moves) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:

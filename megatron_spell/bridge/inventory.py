@@ -57,7 +57,8 @@ def checkpoint_inventory(shape: ModelShape) -> Inventory:
     for entry, layer in entries(shape, range(shape.num_layers), first=True, last=True):
         for tensor in hf_tensors(entry, shape, layer):
             stack = (shape.experts.count,) if entry.place is Place.EXPERT and shape.experts else ()
-            box = Box.whole((*stack, *tensor.shape))
+            num_rows, *rest = tensor.shape  # of the last part, where a tensor has several
+            box = Box.whole((*stack, tensor.first_row + num_rows, *rest))
             found[tensor.name] = Segment(tensor.name, box, tensor.name, box)
     return tuple(found.values())
 
@@ -100,7 +101,7 @@ def entries(shape: ModelShape, layers: Iterable[int], *, first: bool, last: bool
 
 
 def hf_tensors(entry: Entry, shape: ModelShape, layer: int) -> list[HfTensor]:
-    """The Hugging Face tensors of a line of the table; of an expert's, one expert's."""
+    """The Hugging Face tensors of a line of the table, or their parts; of an expert's, one expert's."""
     letters = {
         "W": shape.vocab_size,
         "D": shape.hidden_size,
@@ -112,10 +113,9 @@ def hf_tensors(entry: Entry, shape: ModelShape, layer: int) -> list[HfTensor]:
     if shape.experts is not None:
         letters |= {"E": shape.experts.count, "M": shape.experts.ffn_size}
     return [
-        HfTensor(
-            name.format(layer=layer), tuple(prod(_size(letter, letters) for letter in word) for word in size.split())
-        )
+        HfTensor(name.format(layer=layer), (num_rows, *rest), first_row)
         for name, size in entry.hf.items()
+        for num_rows, first_row, rest in _parts(size, letters)
     ]
 
 
@@ -138,6 +138,16 @@ def segments(
 
 def _stacked(box: Box, start: int, stop: int) -> Box:
     return Box((start, *box.start), (stop, *box.stop))
+
+
+def _parts(size: str, letters: Mapping[str, int]) -> Iterator[tuple[int, int, list[int]]]:
+    """(rows, first row, the other dims) of each part that "NH+KH+KH D" speaks of."""
+    rows, *others = size.split()
+    rest, first_row = [prod(_size(letter, letters) for letter in word) for word in others], 0
+    for word in rows.split("+"):
+        num_rows = prod(_size(letter, letters) for letter in word)
+        yield num_rows, first_row, rest
+        first_row += num_rows
 
 
 def _size(letter: str, letters: Mapping[str, int]) -> int:

@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import combinations, pairwise
 
 from megatron_spell.bridge.boxes import Box, BridgeError, Inventory, Segment
+from megatron_spell.bridge.stacks import is_stack, runs
 
 _FORMAT = "megatron_spell.bridge.plan/1"
 
@@ -141,7 +142,7 @@ def plan(
     share the sending by bytes (largest box first, to the replica that sends least so far; ties to the lowest rank).
     With `nodes` (rank -> where it runs, of all ranks) replicas on the target's node come before the others.
     Raises PlanError naming tensor and box: nobody holds it, sources overlap without being equal, or two segments
-    of one target tensor overlap.
+    of one target tensor overlap or leave a hole between them.
     """
     held = _held_boxes(sources)
     wanted: list[_Wanted] = []
@@ -149,6 +150,7 @@ def plan(
     for rank in sorted(targets):
         if id(targets[rank]) not in checked:  # workers of several engines may share one inventory
             _refuse_doubled_targets(rank, targets[rank])
+            _refuse_holes(rank, targets[rank])
             checked.add(id(targets[rank]))
         for segment in _together(targets[rank]):
             wanted += [(rank, segment, common, holders) for common, holders in _cover(segment, rank, held)]
@@ -197,6 +199,24 @@ def _refuse_doubled_targets(rank: int, inventory: Inventory) -> None:
                     f"target rank {rank}: {name}{a.local_box} for {a.hf_name} and {name}{b.local_box}"
                     f" for {b.hf_name} overlap"
                 )
+
+
+def _refuse_holes(rank: int, inventory: Inventory) -> None:
+    """What lies before the end of a tensor's segments must be filled; behind it there may be padding."""
+    by_name: dict[str, list[Box]] = defaultdict(list)
+    for segment in inventory:
+        by_name[segment.local_name].append(segment.local_box)
+    for name, boxes in by_name.items():
+        stop = tuple(max(sizes) for sizes in zip(*(box.stop for box in boxes)))
+        stretches = [(0, 0, stop[0])]
+        if is_stack(name):  # some of its tensors may be elsewhere
+            stretches = runs(sorted({i for box in boxes for i in range(box.start[0], box.stop[0])}))
+        for _, first, last in stretches:
+            holes = [Box((first, *(0,) * (len(stop) - 1)), (last, *stop[1:]))]
+            for box in boxes:
+                holes = [rest for hole in holes for rest in hole.minus(box)]
+            if holes:
+                raise PlanError(f"target rank {rank}: {name}{holes[0]} is filled by no segment")
 
 
 def _together(inventory: Inventory) -> Iterator[Segment]:

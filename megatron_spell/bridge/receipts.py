@@ -22,8 +22,8 @@ from megatron_spell.bridge.transports.base import Transport
 
 SAMPLE_ELEMENTS = 4096
 DIGEST_BYTES = 16
-RECEIPTS, VERDICT = 1, 2  # tags of the two control messages of a pair of ranks
-GOOD, BAD = b"\1", b"\0"
+RECEIPTS, VERDICT = 1, 2  # tags of the two control messages of a pair of ranks; a verdict has a byte for each sample
+GOOD, BAD = 1, 0
 
 
 class WrongWeights(BridgeError):
@@ -62,11 +62,11 @@ def sampled_box(box: Box, draw: random.Random, max_elements: int) -> Box:
 
 
 def of_source(sample: Sample, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> bytes:
-    return digest(values(tensors, sample.move.src_name, sample.move.src_box), dtype)
+    return digest(sample, values(tensors, sample.move.src_name, sample.move.src_box), dtype)
 
 
 def of_target(sample: Sample, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> bytes:
-    return digest(values(tensors, sample.move.dst_name, sample.move.dst_box), dtype)
+    return digest(sample, values(tensors, sample.move.dst_name, sample.move.dst_box), dtype)
 
 
 def of_arrival(sample: Sample, bucket: Bucket, windows: Sequence[torch.Tensor]) -> bytes:
@@ -75,14 +75,16 @@ def of_arrival(sample: Sample, bucket: Bucket, windows: Sequence[torch.Tensor]) 
     first, whole = sum(counts[: sample.number]), bucket.moves[sample.number][1]
     box = sample.move.hf_box.moved(whole.hf_box.start, (0,) * len(whole.hf_box.start))
     if not apart(whole):
-        return digest(windows[first][box.index], windows[first].dtype)
+        return digest(sample, windows[first][box.index], windows[first].dtype)
     found = [windows[first + i][box.index[1:]] for i in range(box.start[0], box.stop[0])]
-    return digest(torch.stack(found), found[0].dtype)
+    return digest(sample, torch.stack(found), found[0].dtype)
 
 
-def digest(values: torch.Tensor, dtype: torch.dtype) -> bytes:
-    """Hash of the elements as `dtype`."""
-    return blake2b(raw_bytes(values, dtype), digest_size=DIGEST_BYTES).digest()
+def digest(sample: Sample, values: torch.Tensor, dtype: torch.dtype) -> bytes:
+    """Hash of what the sample is called and of its elements as `dtype`: two sides of two minds about a place differ."""
+    spelled = blake2b(f"{sample.move.hf_name}{sample.move.hf_box}".encode(), digest_size=DIGEST_BYTES)
+    spelled.update(raw_bytes(values, dtype))
+    return spelled.digest()
 
 
 def exchange(
@@ -97,9 +99,9 @@ def exchange(
     for src, own in came_from.items():
         transport.post(src, RECEIPTS, b"".join(received[s.tag] for s in own))
     faults = [fault for dst, own in to.items() for fault in _judge(transport, dst, own, sent)]
-    for src in came_from:
-        if transport.collect(src, VERDICT, 1) != GOOD:
-            faults.append(f"rank {src} says that what landed on rank {rank} is not what it sent")
+    for src, own in came_from.items():
+        verdict = transport.collect(src, VERDICT, len(own))
+        faults += _fault(src, rank, [s for s, each in zip(own, verdict, strict=True) if each != GOOD])
     if faults:
         raise WrongWeights("; ".join(faults[:4]))
 
@@ -107,11 +109,14 @@ def exchange(
 def _judge(transport: Transport, dst: int, own: Sequence[Sample], sent: Mapping[int, bytes]) -> list[str]:
     told = transport.collect(dst, RECEIPTS, DIGEST_BYTES * len(own))
     pairs = zip(own, (told[at : at + DIGEST_BYTES] for at in range(0, len(told), DIGEST_BYTES)), strict=True)
-    wrong = [f"{s.move.hf_name}{s.move.hf_box}" for s, theirs in pairs if sent[s.tag] != theirs]
-    transport.post(dst, VERDICT, BAD if wrong else GOOD)
-    return (
-        [f"what landed on rank {dst} is not what rank {transport.rank} sent: {', '.join(wrong[:4])}"] if wrong else []
-    )
+    verdict = [GOOD if sent[s.tag] == theirs else BAD for s, theirs in pairs]
+    transport.post(dst, VERDICT, bytes(verdict))
+    return _fault(transport.rank, dst, [s for s, each in zip(own, verdict, strict=True) if each != GOOD])
+
+
+def _fault(src: int, dst: int, wrong: Sequence[Sample]) -> list[str]:
+    places = [f"{s.move.hf_name}{s.move.hf_box}" for s in wrong]
+    return [f"what landed on rank {dst} is not what rank {src} sent: {', '.join(places[:4])}"] if wrong else []
 
 
 def _by_peer(samples: Sequence[Sample], rank: int, *, sending: bool) -> dict[int, list[Sample]]:

@@ -12,10 +12,11 @@ from megatron_spell.bridge.boxes import Box, BridgeError, Segment
 
 @dataclass(frozen=True, slots=True)
 class HfTensor:
-    """A tensor as a Hugging Face folder holds it."""
+    """A tensor as a Hugging Face folder holds it, or its rows from `first_row` on where it has several in one."""
 
     name: str
     shape: tuple[int, ...]
+    first_row: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def padded_vocab(vocab_size: int, multiple: int) -> int:
 def whole(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segment]:
     """The same tensor on every rank (norms)."""
     (tensor,) = hf
-    yield Segment(tensor.name, Box.whole(tensor.shape), local, Box.whole(tensor.shape))
+    yield _rows(tensor, 0, tensor.shape[0], local, 0)
 
 
 def split_rows(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segment]:
@@ -54,21 +55,13 @@ def split_rows(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segment
         at += stop - start
 
 
-def split_halves(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segment]:
-    """As `split_rows` of gate and up, where Hugging Face has both in one tensor, the one over the other."""
-    (tensor,) = hf
-    num_rows = tensor.shape[0] // 2
-    start, stop = _share(HfTensor(tensor.name, (num_rows, *tensor.shape[1:])), 0, cut)
-    for half in (0, 1):
-        yield _rows(tensor, half * num_rows + start, half * num_rows + stop, local, half * (stop - start))
-
-
 def split_columns(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segment]:
     """Split by columns (attention output, fc2)."""
     (tensor,) = hf
-    num_rows = tensor.shape[0]
+    num_rows, first = tensor.shape[0], tensor.first_row
     start, stop = _share(tensor, 1, cut)
-    yield Segment(tensor.name, Box((0, start), (num_rows, stop)), local, Box((0, 0), (num_rows, stop - start)))
+    box = Box((first, start), (first + num_rows, stop))
+    yield Segment(tensor.name, box, local, Box((0, 0), (num_rows, stop - start)))
 
 
 def vocab_rows(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segment]:
@@ -108,6 +101,7 @@ def qkv_stacked(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segmen
     Source: vLLM 0.32 `QKVParallelLinear` (model_executor/layers/linear.py).
     """
     query, key, value = hf
+    _refuse_cut_heads(query, cut)
     at = 0
     for tensor, cut_here in ((query, cut), (key, _key_value_cut(key, cut)), (value, _key_value_cut(value, cut))):
         start, stop = _share(tensor, 0, cut_here)
@@ -118,17 +112,25 @@ def qkv_stacked(local: str, hf: Sequence[HfTensor], cut: Cut) -> Iterator[Segmen
 def _key_value_cut(tensor: HfTensor, cut: Cut) -> Cut:
     num_heads = tensor.shape[0] // cut.head_dim
     if num_heads >= cut.parts:
+        _refuse_cut_heads(tensor, cut)
         return cut
     if cut.parts % num_heads:
         raise BridgeError(f"{tensor.name}: {num_heads} key-value heads cannot be shared evenly by tp = {cut.parts}")
     return Cut(cut.index // (cut.parts // num_heads), num_heads, cut.head_dim, cut.vocab_multiple)
 
 
+def _refuse_cut_heads(tensor: HfTensor, cut: Cut) -> None:
+    num_heads = tensor.shape[0] // cut.head_dim
+    if num_heads % cut.parts:
+        raise BridgeError(f"{tensor.name}: {num_heads} heads do not divide over tp = {cut.parts}")
+
+
 def _rows(tensor: HfTensor, start: int, stop: int, local: str, local_start: int) -> Segment:
     rest = tensor.shape[1:]
     zeros = (0,) * len(rest)
     local_box = Box((local_start, *zeros), (local_start + stop - start, *rest))
-    return Segment(tensor.name, Box((start, *zeros), (stop, *rest)), local, local_box)
+    hf_box = Box((tensor.first_row + start, *zeros), (tensor.first_row + stop, *rest))
+    return Segment(tensor.name, hf_box, local, local_box)
 
 
 def _share(tensor: HfTensor, dim: int, cut: Cut) -> tuple[int, int]:

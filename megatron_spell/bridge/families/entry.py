@@ -28,6 +28,8 @@ class Entry:
     without it is one tensor with the experts as dim 0. A shape has a word for each dim, and a word is a product of
     shape letters: W vocabulary, D hidden, N heads, K key-value heads, H head size, F feed-forward, E experts, M an
     expert's feed-forward ("NH D" has heads x head size rows and hidden columns); a digit is itself.
+    Where Hugging Face has several in one tensor, the one over the other, its rows are a sum of them: to the rules
+    "NH+KH+KH D" is queries, keys and values, "F+F D" gate and up, as if each were a tensor of its own.
     """
 
     place: Place

@@ -5,6 +5,7 @@ from datetime import timedelta
 from time import monotonic
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # dist's own, where its stubs have them
 
 from megatron_spell.bridge.transports.base import (
     DEFAULT_TIMEOUT_S,
@@ -15,14 +16,14 @@ from megatron_spell.bridge.transports.base import (
 )
 
 
-def open_store(host: str, port: int, *, serve: bool, timeout_s: float = DEFAULT_TIMEOUT_S) -> dist.TCPStore:
+def open_store(host: str, port: int, *, serve: bool, timeout_s: float = DEFAULT_TIMEOUT_S) -> TCPStore:
     """The store where ranks meet. With `serve` it listens here, on a free port (see `.port`) when `port` is 0.
 
     Raises TransportError, TransportTimeout naming the address.
     """
     limit = timedelta(seconds=timeout_s)
     try:
-        return dist.TCPStore(host, port, is_master=serve, timeout=limit, wait_for_workers=False)
+        return TCPStore(host, port, is_master=serve, timeout=limit, wait_for_workers=False)
     except dist.DistError as error:
         why = one_line(error)
         if serve:
@@ -33,8 +34,8 @@ def open_store(host: str, port: int, *, serve: bool, timeout_s: float = DEFAULT_
 class Meeting:
     """One session of a party at a store; all its stages share one time limit, from the making of this object on."""
 
-    def __init__(self, store: dist.Store, session: str, party: Party):
-        self.store = dist.PrefixStore(session, store)
+    def __init__(self, store: Store, session: str, party: Party):
+        self.store = PrefixStore(session, store)
         self.party = party
         self._deadline = monotonic() + party.timeout_s
 

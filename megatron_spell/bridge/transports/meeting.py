@@ -1,8 +1,10 @@
 """Where ranks meet before they are connected: a TCPStore and roll calls over it."""
 
 import json
+from collections.abc import Callable
 from datetime import timedelta
 from time import monotonic
+from typing import Any
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # dist's own, where its stubs have them
@@ -46,17 +48,22 @@ class Meeting:
 
     def roll_call(self, stage: str) -> None:
         """Wait until every rank is at `stage`. Raises TransportTimeout naming who is not, TransportError."""
-        self.exchange(stage, "here")
+        self._tell_and_wait(stage, "here", lambda key: None)
 
     def exchange(self, stage: str, record) -> list:
         """Each rank's `record` (made of what JSON holds), by rank; waits like `roll_call`."""
+        return self._tell_and_wait(stage, record, lambda key: json.loads(self.store.get(key)))
+
+    def _tell_and_wait(self, stage: str, record, read: Callable[[str], Any]) -> list:
         party = self.party
         try:
             self.store.set(f"{stage}/{party.rank}", json.dumps(record))
+            found = []
             for peer in range(party.size):
                 if not self._reached(f"{stage}/{peer}"):
                     raise party.waited(f"{self._absent(stage) or party.name(peer)} to join")
-            return [json.loads(self.store.get(f"{stage}/{peer}")) for peer in range(party.size)]
+                found.append(read(f"{stage}/{peer}"))
+            return found
         except dist.DistError as error:
             raise TransportError(f"{party.me} lost the rendezvous: {one_line(error)}") from None
 

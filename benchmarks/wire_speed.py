@@ -197,8 +197,8 @@ def main() -> int:
         peer.kill() if sys.exc_info()[0] else peer.wait(TIMEOUT_S)
     num_bytes = bucket_bytes * options.buckets
     console.print(
-        f"{options.buckets} buckets of {options.bucket_mib:g} MiB, {options.repeats} repeats, torch {torch.__version__},"
-        f" {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+        f"{options.buckets} buckets of {options.bucket_mib:g} MiB, {options.repeats} repeats,"
+        f" torch {torch.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     )
     show(console, seconds, num_bytes)
     if options.json:

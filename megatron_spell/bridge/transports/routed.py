@@ -7,7 +7,7 @@ Then every rank derives the kind of every pair by the same rule, so nothing more
 """
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from megatron_spell.bridge.transports.base import (
     plain_buffers,
 )
 from megatron_spell.bridge.transports.meeting import Meeting, Store
+from megatron_spell.bridge.transports.windows import Borrowed, WindowTransport
 
 KINDS = ("auto", "gloo", "shm", "nccl", "cuda_ipc")
 _ON_GPU = ("nccl", "cuda_ipc")
@@ -91,6 +92,26 @@ class RoutedTransport:
     def collect(self, src: int, tag: int, num_bytes: int) -> bytes:
         return self.to(src).collect(src, tag, num_bytes)
 
+    def expose(self, tensors: Mapping[str, torch.Tensor], peers: Collection[int]) -> None:
+        """As WindowTransport.expose; see `can_lend`."""
+        for peer in peers:
+            self._window_to(peer).expose(tensors, [peer])
+
+    def exposed(self, src: int) -> dict[str, torch.Tensor]:
+        return self._window_to(src).exposed(src)
+
+    def offer(self, dst: int, tag: int) -> Pending:
+        return self._window_to(dst).offer(dst, tag)
+
+    def borrow(self, src: int, tag: int) -> Borrowed:
+        return self._window_to(src).borrow(src, tag)
+
+    def _window_to(self, peer: int) -> WindowTransport:
+        transport = self.to(peer)
+        if not isinstance(transport, WindowTransport):
+            raise TransportError(f"{self.party.name(peer)} cannot see the memory of {self.party.me}")
+        return transport
+
     def to(self, peer: int) -> Transport:
         """The transport that goes to `peer`. Raises TransportError."""
         if peer not in self._by_peer:
@@ -100,6 +121,12 @@ class RoutedTransport:
     def close(self) -> None:
         for transport in self._transports:
             transport.close()
+
+
+def can_lend(transport: Transport, peers: Collection[int]) -> bool:
+    """Whether `peers` can read this rank's own tensors, as `expose` and `offer` let them."""
+    ways = [transport.to(peer) for peer in peers] if isinstance(transport, RoutedTransport) else [transport]
+    return all(isinstance(way, WindowTransport) for way in ways)
 
 
 def meet(
@@ -116,8 +143,9 @@ def meet(
 ) -> Transport:
     """Meet `size` ranks at `store` and connect them by `kind`, one of KINDS, which all must name alike.
 
-    `device` is a GPU for weights that are there, else None; `session` and `address` are gloo.join's. Raises
-    TransportError where the ranks cannot be connected so, TransportTimeout naming who did not come.
+    `device` is a GPU for weights that are there, else None; `address` is gloo.join's. A `session` is good for one
+    meeting at a store: ranks that meet anew need another. Raises TransportError where the ranks cannot be connected so,
+    TransportTimeout naming who did not come.
     """
     if kind not in KINDS:
         raise TransportError(f"transport {kind!r} is not known; one of {', '.join(KINDS)}")

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from megatron_spell.bridge.transports import routed
 from megatron_spell.bridge.transports.base import Party, TransportError, TransportTimeout
-from megatron_spell.bridge.transports.routed import KINDS, Place, RoutedTransport, choose, meet, plan_routes
+from megatron_spell.bridge.transports.routed import KINDS, Place, RoutedTransport, can_lend, choose, meet, plan_routes
 from megatron_spell.bridge.transports.windows import WindowTransport
 from tests.unit.bridge.transports.parties import NAMES, filled, run
 
@@ -86,6 +86,10 @@ def test_engines_on_two_hosts_get_the_same_bytes(monkeypatch):
     assert isinstance(ends[0], RoutedTransport)
     assert isinstance(ends[0].to(1), WindowTransport)
     assert [end.brings_memory for end in ends] == [False, False, False]  # 1 and 2 may exchange over gloo too
+    assert can_lend(ends[0], [1])
+    assert not can_lend(ends[0], [1, 2])
+    with pytest.raises(TransportError, match="engine 1 cannot see the memory of trainer rank 0"):
+        ends[0].expose({}, [2])
     messages = [filled(500, seed) for seed in range(6)]
 
     def trainer() -> None:
@@ -112,6 +116,19 @@ def test_engines_on_two_hosts_get_the_same_bytes(monkeypatch):
     _, *found = run([trainer, lambda: engine(1), lambda: engine(2)])
     for received in found:
         assert all(torch.equal(a, b) for a, b in zip(received, messages, strict=True))
+    for end in ends:
+        end.close()
+
+
+def test_tensors_are_lent_by_the_transport_that_can(monkeypatch):
+    trainer, engine, _ = ends = meet_all("auto", ["a", "a", "b"], monkeypatch)
+    mine = trainer.to(1).memory.like({"a": torch.arange(4)})
+    trainer.expose(mine, [1])
+    pending, borrowed = trainer.offer(1, 0), engine.borrow(0, 0)
+    assert torch.equal(borrowed.wait()["a"], mine["a"])
+    assert engine.exposed(0).keys() == {"a"}
+    borrowed.release()
+    pending.wait()
     for end in ends:
         end.close()
 

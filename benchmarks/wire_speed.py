@@ -53,13 +53,14 @@ class Side:
         self.rank, self.num_buckets, self.bucket_bytes = rank, num_buckets, bucket_bytes
         generator = torch.Generator().manual_seed(rank)
         self.tensors = [
-            torch.randint(0, 256, (bucket_bytes,), dtype=torch.uint8, generator=generator) for _ in range(_NUM_TENSORS)
+            torch.randint(0, 256, (bucket_bytes,), dtype=torch.uint8, generator=generator)
+            for _ in range(min(num_buckets, _NUM_TENSORS))
         ]
         transports: tuple[Transport, ...] = (self.gloo, self.shm)
         self.buffers = {id(transport): transport.send_buffers(bucket_bytes) for transport in transports}
 
     def tensor(self, number: int) -> torch.Tensor:
-        return self.tensors[number % _NUM_TENSORS]
+        return self.tensors[number % len(self.tensors)]
 
     def copy(self) -> None:
         buffers = self.buffers[id(self.shm)]

@@ -28,7 +28,7 @@ from megatron_spell.bridge.transports.meeting import Meeting, open_store
 __all__ = ["DEFAULT_TIMEOUT_S", "GlooTransport", "GroupTransport", "join", "open_store", "rendezvous"]
 
 _CONTROL_TAGS = MAX_TAG  # posted messages have the tags from here on; gloo tells tags apart in 31 bits
-_MAX_POSTS_UNDER_WAY = 64
+_MAX_POSTS_UNDER_WAY = 1024  # more than a refresh posts, so that two ranks never wait for each other here
 
 
 @dataclass(slots=True, eq=False)

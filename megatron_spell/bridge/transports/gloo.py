@@ -28,7 +28,7 @@ from megatron_spell.bridge.transports.meeting import Meeting, open_store
 __all__ = ["DEFAULT_TIMEOUT_S", "GlooTransport", "GroupTransport", "join", "open_store", "rendezvous"]
 
 _CONTROL_TAGS = MAX_TAG  # posted messages have the tags from here on; gloo tells tags apart in 31 bits
-_MAX_POSTS_UNDER_WAY = 64
+_MAX_POSTS_UNDER_WAY = 1024  # more than a refresh posts, so that two ranks never wait for each other here
 
 
 @dataclass(slots=True, eq=False)
@@ -114,11 +114,15 @@ class GroupTransport:
     def wait(self, work: dist.Work, what: str, peer: int) -> None:
         """Wait for `work` of this group. Raises TransportError naming `peer`."""
         try:
-            finished = work.wait(timedelta(seconds=self.party.timeout_s))
+            finished = self.finish(work)
         except RuntimeError as error:
             raise self._lost(error, what, peer) from None
         if not finished:
             raise self._lost(RuntimeError("it was aborted"), what, peer)
+
+    def finish(self, work: dist.Work) -> bool:
+        """Wait within the limit; False when the work was given up. Raises RuntimeError."""
+        return work.wait(timedelta(seconds=self.party.timeout_s))
 
     def _begin(self, verb: str, buffer: torch.Tensor, peer: int, tag: int, what: str) -> _Pending:
         if self._group is None:

@@ -1,10 +1,13 @@
 """Where ranks meet before they are connected: a TCPStore and roll calls over it."""
 
 import json
+from collections.abc import Callable
 from datetime import timedelta
 from time import monotonic
+from typing import Any
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # dist's own, where its stubs have them
 
 from megatron_spell.bridge.transports.base import (
     DEFAULT_TIMEOUT_S,
@@ -15,14 +18,14 @@ from megatron_spell.bridge.transports.base import (
 )
 
 
-def open_store(host: str, port: int, *, serve: bool, timeout_s: float = DEFAULT_TIMEOUT_S) -> dist.TCPStore:
+def open_store(host: str, port: int, *, serve: bool, timeout_s: float = DEFAULT_TIMEOUT_S) -> TCPStore:
     """The store where ranks meet. With `serve` it listens here, on a free port (see `.port`) when `port` is 0.
 
     Raises TransportError, TransportTimeout naming the address.
     """
     limit = timedelta(seconds=timeout_s)
     try:
-        return dist.TCPStore(host, port, is_master=serve, timeout=limit, wait_for_workers=False)
+        return TCPStore(host, port, is_master=serve, timeout=limit, wait_for_workers=False)
     except dist.DistError as error:
         why = one_line(error)
         if serve:
@@ -33,8 +36,8 @@ def open_store(host: str, port: int, *, serve: bool, timeout_s: float = DEFAULT_
 class Meeting:
     """One session of a party at a store; all its stages share one time limit, from the making of this object on."""
 
-    def __init__(self, store: dist.Store, session: str, party: Party):
-        self.store = dist.PrefixStore(session, store)
+    def __init__(self, store: Store, session: str, party: Party):
+        self.store = PrefixStore(session, store)
         self.party = party
         self._deadline = monotonic() + party.timeout_s
 
@@ -45,17 +48,22 @@ class Meeting:
 
     def roll_call(self, stage: str) -> None:
         """Wait until every rank is at `stage`. Raises TransportTimeout naming who is not, TransportError."""
-        self.exchange(stage, "here")
+        self._tell_and_wait(stage, "here", lambda key: None)
 
     def exchange(self, stage: str, record) -> list:
         """Each rank's `record` (made of what JSON holds), by rank; waits like `roll_call`."""
+        return self._tell_and_wait(stage, record, lambda key: json.loads(self.store.get(key)))
+
+    def _tell_and_wait(self, stage: str, record, read: Callable[[str], Any]) -> list:
         party = self.party
         try:
             self.store.set(f"{stage}/{party.rank}", json.dumps(record))
+            found = []
             for peer in range(party.size):
                 if not self._reached(f"{stage}/{peer}"):
                     raise party.waited(f"{self._absent(stage) or party.name(peer)} to join")
-            return [json.loads(self.store.get(f"{stage}/{peer}")) for peer in range(party.size)]
+                found.append(read(f"{stage}/{peer}"))
+            return found
         except dist.DistError as error:
             raise TransportError(f"{party.me} lost the rendezvous: {one_line(error)}") from None
 

@@ -7,14 +7,14 @@ goes when the last process that uses it does.
 import fcntl
 import mmap
 import os
+import weakref
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from megatron_spell.bridge.transports.base import DEFAULT_TIMEOUT_S, Party, TransportError, one_line
-from megatron_spell.bridge.transports.meeting import Meeting
+from megatron_spell.bridge.transports.meeting import Meeting, Store
 from megatron_spell.bridge.transports.sockets import connect
 from megatron_spell.bridge.transports.windows import WindowTransport
 
@@ -45,11 +45,14 @@ class SharedMemory:
         try:
             os.posix_fallocate(fd, 0, max(1, num_bytes))
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-            whole = _map(fd, max(1, num_bytes))
+            mapping = _map(fd, max(1, num_bytes))
         except OSError as error:
             os.close(fd)
             raise TransportError(f"no {num_bytes} bytes of shared memory to be had: {one_line(error)}") from None
+        whole = torch.frombuffer(mapping, dtype=torch.uint8)
         self._fds[whole.data_ptr()] = fd
+        # the address is another's once the mapping is gone
+        weakref.finalize(mapping, self._close_file, whole.data_ptr()).atexit = False
         return whole[:num_bytes]
 
     def like(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -66,9 +69,7 @@ class SharedMemory:
         return copies
 
     def drop(self, tensor: torch.Tensor) -> None:
-        fd = self._fds.pop(tensor.untyped_storage().data_ptr(), None)
-        if fd is not None:
-            os.close(fd)
+        self._close_file(tensor.untyped_storage().data_ptr())
 
     def show(self, tensor: torch.Tensor) -> tuple[dict[str, Any], list[int]]:
         storage = tensor.untyped_storage()
@@ -84,7 +85,7 @@ class SharedMemory:
             sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
             if not sealed or os.fstat(fd).st_size < num_bytes:
                 raise TransportError(f"a memory file that was sent is not a sealed one of {num_bytes} bytes")
-            return _map(fd, num_bytes)
+            return torch.frombuffer(_map(fd, num_bytes), dtype=torch.uint8)
         except OSError as error:
             raise TransportError(f"cannot map {num_bytes} bytes of a peer's memory: {one_line(error)}") from None
         finally:
@@ -101,17 +102,22 @@ class SharedMemory:
 
     def close(self) -> None:
         """Close the files; tensors on them stay good."""
-        while self._fds:
-            os.close(self._fds.popitem()[1])
+        for address in list(self._fds):
+            self._close_file(address)
+
+    def _close_file(self, address: int) -> None:
+        fd = self._fds.pop(address, None)
+        if fd is not None:
+            os.close(fd)
 
 
-def _map(fd: int, num_bytes: int) -> torch.Tensor:
-    """uint8 [num_bytes] on a file's memory; the mapping lives as long as the tensor's storage."""
-    return torch.frombuffer(mmap.mmap(fd, num_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE), dtype=torch.uint8)
+def _map(fd: int, num_bytes: int) -> mmap.mmap:
+    """A file's memory, with its pages; it lives as long as a tensor on it."""
+    return mmap.mmap(fd, num_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
 
 
 def join(
-    store: dist.Store,
+    store: Store,
     rank: int,
     size: int,
     *,

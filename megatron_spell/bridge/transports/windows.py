@@ -74,6 +74,7 @@ class _Shown:
     """What this rank has shown to one peer."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
+    exposed: list[torch.Tensor] = field(default_factory=list)  # kept, so that no other tensor comes to stand there
     is_current: bool = False
     peer_fences: list[Fence] | None = None
 
@@ -145,7 +146,7 @@ class WindowTransport:
 
     def __init__(self, sockets: PeerSockets, memory: Memory):
         self.rank, self.party = sockets.party.rank, sockets.party
-        self._sockets, self._memory = sockets, memory
+        self._sockets, self.memory = sockets, memory
         self._windows: list[torch.Tensor] = []
         self._fences = [memory.make_fence() for _ in range(_NUM_SLOTS)]
         self._under_way: dict[int, int] = {}  # window -> who has not taken its message
@@ -157,8 +158,8 @@ class WindowTransport:
         if self._under_way:
             raise TransportError(f"{self.party.me} asks for new send buffers while a message is under way")
         for window in self._windows:
-            self._memory.drop(window)
-        self._windows = [self._memory.allocate(num_bytes) for _ in range(NUM_SEND_BUFFERS)]
+            self.memory.drop(window)
+        self._windows = [self.memory.allocate(num_bytes) for _ in range(NUM_SEND_BUFFERS)]
         for shown in self._shown.values():
             shown.is_current = False
         return list(self._windows)
@@ -225,10 +226,10 @@ class WindowTransport:
         for peer, shown in self._shown.items():
             if self._sockets.has_ended(peer):
                 for record in shown.records:
-                    self._memory.forget(record)
+                    self.memory.forget(record)
         self._shown, self._seen, self._windows, self._under_way = {}, {}, [], {}
         self._sockets.close()
-        self._memory.close()
+        self.memory.close()
 
     def wait_taken(self, dst: int, slot: int, what: str) -> None:
         self._sockets.next(dst, Kind.TAKEN, slot, what)
@@ -236,7 +237,7 @@ class WindowTransport:
         if self._fences[slot].handle:
             if shown.peer_fences is None:
                 handles = json.loads(self._sockets.next(dst, Kind.FENCES, 0, what).content)
-                shown.peer_fences = [self._memory.open_fence(handle) for handle in handles]
+                shown.peer_fences = [self.memory.open_fence(handle) for handle in handles]
             shown.peer_fences[slot].follow()
         if slot != _EXPOSED_SLOT:
             del self._under_way[slot]
@@ -293,7 +294,7 @@ class WindowTransport:
     def _show(self, tensors: Sequence[torch.Tensor], shown: _Shown) -> tuple[list[dict[str, Any]], list[int]]:
         records, fds = [], []
         for tensor in tensors:
-            record, descriptors = self._memory.show(tensor)
+            record, descriptors = self.memory.show(tensor)
             records.append(record)
             shown.records.append(record)
             fds += descriptors
@@ -308,9 +309,9 @@ class WindowTransport:
     def _open_fences(self, src: int, handles: dict[int, str]) -> None:
         """Open the peer's fences and let it have this rank's own."""
         seen = self._seen_of(src)
-        fences = {slot: self._memory.open_fence(handle) for slot, handle in handles.items() if handle}
+        fences = {slot: self.memory.open_fence(handle) for slot, handle in handles.items() if handle}
         if fences and not seen.my_fences:
-            seen.my_fences = [self._memory.make_fence() for _ in range(_NUM_SLOTS)]
+            seen.my_fences = [self.memory.make_fence() for _ in range(_NUM_SLOTS)]
             content = json.dumps([fence.handle for fence in seen.my_fences]).encode()
             self._sockets.send(src, Kind.FENCES, 0, content, what=f"{self.party.name(src)} to get fences")
         seen.their_fences |= fences
@@ -328,6 +329,7 @@ class WindowTransport:
             dtype = str(tensor.dtype).removeprefix("torch.")
             places[name] = (starts[start], dtype, tensor.storage_offset(), tensor.shape, tensor.stride())
         segments, fds = self._show(holders, shown)
+        shown.exposed += holders
         record = {"segments": segments, "fence": self._fences[_EXPOSED_SLOT].handle, "tensors": places}
         return json.dumps(record).encode(), fds
 
@@ -338,7 +340,7 @@ class WindowTransport:
         """What was told, and the storages that go with it."""
         record = json.loads(message.content)
         try:
-            return record, [self._memory.see(segment, message.fds) for segment in record["segments"]]
+            return record, [self.memory.see(segment, message.fds) for segment in record["segments"]]
         finally:
             message.close_fds()
 

@@ -41,7 +41,7 @@ class Lab:
         return {n: torch.from_numpy(v) for n, v in laid_out(SHAPE, made_weights(SHAPE, seed), TRAINERS, rank).items()}
 
     def _shared(self, tensors: dict[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
-        return self.transports[rank]._memory.like(tensors)
+        return self.transports[rank].memory.like(tensors)
 
     def refresh(self, check: int) -> list[str]:
         said: list[str] = []

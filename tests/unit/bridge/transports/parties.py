@@ -8,9 +8,10 @@ import torch.distributed as dist
 
 from megatron_spell.bridge.transports import gloo, memory, shm
 from megatron_spell.bridge.transports.base import Transport, peer_names
+from tests.unit.bridge.transports import polled_group
 
 NAMES = peer_names(1, 2)  # trainer rank 0, engine 0, engine 1
-KINDS = ("memory", "borrowed memory", "gloo", "shm")
+KINDS = ("memory", "borrowed memory", "gloo", "shm", "polled")  # the last is NCCL's transport
 
 
 def run(parts: Sequence[Callable[[], object]], timeout_s: float = 30.0) -> list:
@@ -44,6 +45,7 @@ def meet(kind: str, size: int, timeout_s: float = 10.0) -> list[Transport]:
     ways = {
         "gloo": lambda rank: gloo.join(store, rank, size, address="127.0.0.1", **how),
         "shm": lambda rank: shm.join(store, rank, size, **how),
+        "polled": lambda rank: polled_group.join(store, rank, size, **how),
     }
     return run([lambda rank=rank: ways[kind](rank) for rank in range(size)])
 

@@ -1,0 +1,214 @@
+"""The bridge's transports between two processes of this machine, against a bare copy and a bare send of the same bytes.
+
+    python benchmarks/wire_speed.py [--bucket-mib 16 --buckets 32 --repeats 9 --json FILE]
+
+A refresh is what the executor does: the sender packs buckets from its own tensors into two buffers in turn, the
+receiver lands each in tensors of its own, and both go on at once. `copy` is one process that copies the same bytes from
+the same tensors while the other rests; `copies` is both processes doing so at once, which is all that two cores and
+their memory give. `gloo bare` sends the tensors themselves over gloo, two under way, and packs and lands nothing.
+
+All ways run in turn in every repeat and a ratio is of two ways of one repeat, so that a busy machine slows both. The
+clock is the sender's: from the first pack until every buffer was taken. Each process uses one thread. The first round
+warms up, and what landed in it is compared with what was sent.
+
+Exit code 1 when bytes differ or when shm is slower than LEAST_RATIO of `copy`.
+"""
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from megatron_spell.bridge.transports import gloo, shm
+from megatron_spell.bridge.transports.base import Transport
+from megatron_spell.bridge.transports.gloo import GroupTransport
+from megatron_spell.bridge.transports.meeting import open_store
+
+WAYS = ("copy", "copies", "shm", "gloo bare", "gloo")
+AGAINST = {"shm": ("copy", "copies"), "gloo": ("gloo bare", "copy")}
+LEAST_RATIO = 0.7
+TIMEOUT_S = 300.0
+_NUM_TENSORS = 8  # more than a cache holds
+_UNDER_WAY = 2
+
+
+class Side:
+    """One process: its tensors, its transports, and the ways it takes part in."""
+
+    def __init__(self, rank: int, port: int, bucket_bytes: int, num_buckets: int):
+        store = open_store("127.0.0.1", port, serve=rank == 0, timeout_s=TIMEOUT_S)
+        how = {"timeout_s": TIMEOUT_S, "address": "127.0.0.1"}
+        self.gloo: GroupTransport = gloo.join(store, rank, 2, session="gloo", **how)
+        self.shm = shm.join(store, rank, 2, session="shm", timeout_s=TIMEOUT_S)
+        self.rank, self.num_buckets, self.bucket_bytes = rank, num_buckets, bucket_bytes
+        generator = torch.Generator().manual_seed(rank)
+        self.tensors = [
+            torch.randint(0, 256, (bucket_bytes,), dtype=torch.uint8, generator=generator)
+            for _ in range(min(num_buckets, _NUM_TENSORS))
+        ]
+        transports: tuple[Transport, ...] = (self.gloo, self.shm)
+        self.buffers = {id(transport): transport.send_buffers(bucket_bytes) for transport in transports}
+
+    def tensor(self, number: int) -> torch.Tensor:
+        return self.tensors[number % len(self.tensors)]
+
+    def copy(self) -> None:
+        buffers = self.buffers[id(self.shm)]
+        for number in range(self.num_buckets):
+            buffers[number % 2].copy_(self.tensor(number))
+
+    def send(self, transport: Transport, *, pack: bool = True) -> None:
+        buffers, under_way = self.buffers[id(transport)], []
+        for number in range(self.num_buckets):
+            if len(under_way) == _UNDER_WAY:
+                under_way.pop(0).wait()
+            buffer = buffers[number % 2].copy_(self.tensor(number)) if pack else self.tensor(number)
+            under_way.append(transport.send(1, number, buffer))
+        for pending in under_way:
+            pending.wait()
+
+    def receive(self, transport: Transport, *, land: bool = True) -> None:
+        spare, arrivals = self.buffers[id(transport)], []
+        for number in range(self.num_buckets + 1):
+            if number < self.num_buckets:
+                buffer = None if transport.brings_memory else spare[number % 2] if land else self.tensor(number)
+                arrivals.append(transport.receive(0, number, buffer, self.bucket_bytes))
+            if number >= 1:
+                arrival = arrivals.pop(0)
+                content = arrival.wait()
+                if land:
+                    self.tensor(number - 1).copy_(content)
+                arrival.release()
+
+    def parts(self) -> dict[str, Callable[[], None]]:
+        """What this side does in each way; for `copies` see `take_part`."""
+        if self.rank == 0:
+            return {
+                "copy": self.copy,
+                "copies": self.copy,
+                "shm": lambda: self.send(self.shm),
+                "gloo bare": lambda: self.send(self.gloo, pack=False),
+                "gloo": lambda: self.send(self.gloo),
+            }
+        return {
+            "copy": lambda: None,
+            "copies": self.copy,
+            "shm": lambda: self.receive(self.shm),
+            "gloo bare": lambda: self.receive(self.gloo, land=False),
+            "gloo": lambda: self.receive(self.gloo),
+        }
+
+    def take_part(self, way: str) -> float:
+        """Seconds that this side's part of `way` took, begun together with the other's."""
+        part, other = self.parts()[way], 1 - self.rank
+        self.shm.post(other, 0, b"go")
+        self.shm.collect(other, 0, 2)
+        started = time.perf_counter()
+        part()
+        seconds = time.perf_counter() - started
+        self.shm.post(other, 1, b"ok")
+        self.shm.collect(other, 1, 2)
+        return seconds
+
+    def has_landed(self) -> bool:
+        """Compare what landed with what was sent: every byte, by a sum and a weighted sum of each tensor."""
+        weights = torch.arange(self.bucket_bytes, dtype=torch.int64) % 65521
+        sums = b"".join(
+            int(n).to_bytes(8, "big") for t in self.tensors for n in (t.sum(), (t.to(torch.int64) * weights).sum())
+        )
+        self.shm.post(1 - self.rank, 2, sums)
+        return self.shm.collect(1 - self.rank, 2, len(sums)) == sums
+
+
+def run(side: Side, repeats: int) -> dict[str, list[float]]:
+    """Seconds of every way in every repeat; both sides call this. Raises SystemExit when bytes differ."""
+    for way in WAYS:
+        side.take_part(way)
+        if way in AGAINST and not side.has_landed():
+            raise SystemExit(f"FELL SHORT: {way}: what landed is not what was sent")
+        if way in AGAINST and side.rank == 1:
+            for tensor in side.tensors:
+                tensor.zero_()  # so that the next way must bring it all
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for _ in range(repeats):
+        for way in WAYS:
+            seconds[way].append(side.take_part(way))
+    return seconds
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def ratios(seconds: dict[str, list[float]], way: str, base: str) -> list[float]:
+    """How fast `way` is, by `base`, in each repeat."""
+    return [b / w for w, b in zip(seconds[way], seconds[base])]
+
+
+def show(console: Console, seconds: dict[str, list[float]], num_bytes: int) -> None:
+    table = Table(title="one way of the same bytes, two processes")
+    for column in ("way", "GB/s, median (range)", "of a copy", "of two copies at once", "of a bare send"):
+        table.add_column(column, justify="right")
+    for way, took in seconds.items():
+        against = [spread(ratios(seconds, way, base)) if way != base else "" for base in ("copy", "copies")]
+        sent = spread(ratios(seconds, way, "gloo bare")) if way == "gloo" else ""
+        table.add_row(way, spread([num_bytes / s / 1e9 for s in took]), *against, sent)
+    console.print(table)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bucket-mib", type=float, default=16)
+    parser.add_argument("--buckets", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--least-ratio", type=float, default=LEAST_RATIO, help="of shm by a bare copy")
+    parser.add_argument("--json", type=Path, help="write every repeat's seconds there")
+    parser.add_argument("--peer-port", type=int, help=argparse.SUPPRESS)  # this process is the receiver
+    return parser.parse_args()
+
+
+def main() -> int:
+    options, console = read_options(), Console(width=120)
+    torch.set_num_threads(1)
+    bucket_bytes = int(options.bucket_mib * 2**20)
+    port = options.peer_port or free_port()
+    if options.peer_port:
+        run(Side(1, port, bucket_bytes, options.buckets), options.repeats)
+        return 0
+    peer = subprocess.Popen([sys.executable, *sys.argv, "--peer-port", str(port)], stdout=subprocess.DEVNULL)
+    try:
+        seconds = run(Side(0, port, bucket_bytes, options.buckets), options.repeats)
+    finally:
+        peer.kill() if sys.exc_info()[0] else peer.wait(TIMEOUT_S)
+    num_bytes = bucket_bytes * options.buckets
+    console.print(
+        f"{options.buckets} buckets of {options.bucket_mib:g} MiB, {options.repeats} repeats,"
+        f" torch {torch.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    )
+    show(console, seconds, num_bytes)
+    if options.json:
+        options.json.write_text(json.dumps({"num_bytes": num_bytes, "seconds": seconds}, indent=1) + "\n")
+    reached = statistics.median(ratios(seconds, "shm", "copy"))
+    if reached < options.least_ratio:
+        console.print(f"FELL SHORT: shm reaches {reached:.2f} of a bare copy, {options.least_ratio:g} is asked for")
+    return int(reached < options.least_ratio)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

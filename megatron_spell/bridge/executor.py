@@ -12,9 +12,9 @@ import torch
 
 from megatron_spell.bridge import receipts
 from megatron_spell.bridge.boxes import Box, BridgeError
-from megatron_spell.bridge.compiled import Packing, Windows, addresses, copies, refuse_misfits
+from megatron_spell.bridge.compiled import Packing, Windows, addresses, apart, copies, refuse_misfits
 from megatron_spell.bridge.planner import Bucket, Plan
-from megatron_spell.bridge.stacks import members
+from megatron_spell.bridge.stacks import members, one_by_one
 from megatron_spell.bridge.transports.base import NUM_SEND_BUFFERS, Arrival, Pending, Transport
 
 DEFAULT_BUCKET_BYTES = 64 * 2**20
@@ -93,7 +93,8 @@ class Receiver:
         for bucket, windows in carrier.follow(transport):
             if bucket.tag in wanted:
                 found[bucket.tag] = receipts.of_arrival(wanted[bucket.tag], bucket, windows)
-            yield from zip(*_places(bucket), windows, strict=True)
+            for (name, box), values in zip(_places(bucket), windows, strict=True):
+                yield name, box, values.view(box.shape)
         if check is not None:
             carrier.compare(transport, check, found)
 
@@ -227,9 +228,10 @@ class _Carrier:
         return self._packing.views[bucket.tag]
 
 
-def _places(bucket: Bucket) -> tuple[list[str], list[Box]]:
-    places = [place for _, move in bucket.moves for place in members(move.dst_name, move.dst_box)]
-    return [name for name, _ in places], [box for _, box in places]
+def _places(bucket: Bucket) -> Iterator[tuple[str, Box]]:
+    """Where each of the bucket's views belongs."""
+    for _, move in bucket.moves:
+        yield from (one_by_one if apart(move) else members)(move.dst_name, move.dst_box)
 
 
 def _extents(moves) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:

@@ -160,7 +160,9 @@ def test_faults_of_the_caller_are_named():
 def test_a_silent_peer_is_named():
     _, moves, own = one_pair()
     hub = MemoryHub(timeout_s=0.05, names=peer_names(num_trainers=1, num_engines=1))
-    with pytest.raises(TransportTimeout, match=r"engine 0 waited 0\.05 s for message 0 \(10048 bytes\) from trainer rank 0"):
+    with pytest.raises(
+        TransportTimeout, match=r"engine 0 waited 0\.05 s for message 0 \(10048 bytes\) from trainer rank 0"
+    ):
         list(Receiver(moves, 1, dtype=torch.float32).tensors(hub.transport(1)))
     with pytest.raises(TransportTimeout, match=r"waited 0\.05 s for engine 0 to take message 0"):
         Sender(moves, 0, own, dtype=torch.float32).run(hub.transport(0))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 
@@ -59,6 +60,23 @@ class Box:
             if high < stop[dim]:
                 yield Box((*start[:dim], high, *start[dim + 1 :]), tuple(stop))
             start[dim], stop[dim] = low, high
+
+    def pieces(self, max_elements: int) -> Iterator["Box"]:
+        """Disjoint parts of at most `max_elements`, cut along dim 0, then along the next where a row is too large."""
+        pending = [self]
+        while pending:
+            part = pending.pop()
+            if part.num_elements <= max_elements:
+                yield part
+                continue
+            dim = next(d for d, size in enumerate(part.shape) if size > 1)
+            step = max(1, max_elements * part.shape[dim] // part.num_elements)
+            cuts = [*range(part.start[dim], part.stop[dim], step), part.stop[dim]]
+            parts = [
+                Box((*part.start[:dim], a, *part.start[dim + 1 :]), (*part.stop[:dim], b, *part.stop[dim + 1 :]))
+                for a, b in pairwise(cuts)
+            ]
+            pending += reversed(parts)
 
     def moved(self, origin: tuple[int, ...], to: tuple[int, ...]) -> "Box":
         """This box in coordinates in which the point `origin` is called `to`."""

@@ -7,7 +7,7 @@ import torch
 
 from megatron_spell.bridge.boxes import Box, BridgeError
 from megatron_spell.bridge.planner import Bucket, Move
-from megatron_spell.bridge.stacks import is_stack, members, views
+from megatron_spell.bridge.stacks import is_stack, members, one_by_one, views
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -84,12 +84,7 @@ def copies(bucket: Bucket, tensors: Tensors, *, of_source: bool) -> list[torch.T
 def landing_places(bucket: Bucket) -> Iterator[tuple[str, Box]]:
     """Where each of the bucket's windows lands; one of a stack's tensors lands in a box of one index in a plain one."""
     for _, move in bucket.moves:
-        name, box = move.dst_name, move.dst_box
-        if is_stack(name) or not apart(move):
-            yield from members(name, box)
-            continue
-        for index in range(box.start[0], box.stop[0]):
-            yield name, Box((index, *box.start[1:]), (index + 1, *box.stop[1:]))
+        yield from (one_by_one if apart(move) else members)(move.dst_name, move.dst_box)
 
 
 def refuse_misfits(tensors: Tensors, places: Iterable[tuple[str, Box]], rank: int) -> None:

@@ -1,4 +1,4 @@
-"""What a Hugging Face folder holds, whatever the model: its tensors by name, read one at a time."""
+"""What a Hugging Face folder holds, whatever the model: its tensors by name, read piece by piece."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,16 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from megatron_spell.bridge.hf_files import INDEX_FILE, SINGLE_FILE, CheckpointError, Shape, read_index
+from megatron_spell.bridge.boxes import Box
+from megatron_spell.bridge.hf_files import (
+    INDEX_FILE,
+    PIECE_BYTES,
+    SINGLE_FILE,
+    CheckpointError,
+    Shape,
+    first_line,
+    read_index,
+)
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
@@ -44,15 +53,30 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def read_tensors(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) in the given order; each file is opened once if its tensors stand together. CheckpointError."""
+def read_boxes(
+    stored: Mapping[str, StoredTensor], piece_bytes: int = PIECE_BYTES
+) -> Iterator[tuple[str, Box, torch.Tensor]]:
+    """(name, box, values as they are stored) in the given order, at most `piece_bytes` at a time. CheckpointError.
+
+    The values are views of the mapped file. Each file is opened once if its tensors stand together.
+    """
     for file, names in groupby(stored, key=lambda name: stored[name].file):
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in names:
-                    yield name, opened.get_tensor(name)
+                    yield from _boxes(opened, name, stored[name], piece_bytes)
         except (SafetensorError, OSError) as error:
             raise _unreadable(file, error) from None
+
+
+def _boxes(
+    opened: safe_open, name: str, stored: StoredTensor, piece_bytes: int
+) -> Iterator[tuple[str, Box, torch.Tensor]]:
+    if not stored.num_elements:
+        return
+    content = opened.get_slice(name)
+    for box in Box.whole(stored.shape).pieces(max(1, piece_bytes // stored.dtype.itemsize)):
+        yield name, box, content[box.index]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -72,7 +96,7 @@ def _as_indexed(folder: Path, found: dict[str, StoredTensor]) -> dict[str, Store
 
 
 def _unreadable(file: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{file}: cannot be read: {' '.join(str(error).split())[:200]}; fetch or write it again")
+    return CheckpointError(f"{file}: cannot be read: {first_line(error)}; fetch or write it again")
 
 
 def _stored(file: Path, name: str, opened: safe_open) -> StoredTensor:

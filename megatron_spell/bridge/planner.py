@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations, pairwise
+from itertools import combinations
 
 from megatron_spell.bridge.boxes import Box, BridgeError, Inventory, Segment
 from megatron_spell.bridge.stacks import is_stack, runs
@@ -273,22 +273,10 @@ def _windows(moves: list[Move], bucket_bytes: int, itemsize: int) -> Iterator[li
 
 
 def _split(move: Move, max_elements: int) -> Iterator[Move]:
-    """Parts of at most `max_elements`, cut along dim 0, then along the next where a single row is too large."""
-    pending = [move]
-    while pending:
-        part = pending.pop()
-        if part.num_elements <= max_elements:
-            yield part
-            continue
-        box = part.hf_box
-        dim = next(d for d, size in enumerate(box.shape) if size > 1)
-        step = max(1, max_elements * box.shape[dim] // box.num_elements)
-        cuts = [*range(box.start[dim], box.stop[dim], step), box.stop[dim]]
-        parts = [
-            part.part(Box((*box.start[:dim], a, *box.start[dim + 1 :]), (*box.stop[:dim], b, *box.stop[dim + 1 :])))
-            for a, b in pairwise(cuts)
-        ]
-        pending += reversed(parts)
+    if move.num_elements <= max_elements:
+        yield move
+    else:
+        yield from (move.part(box) for box in move.hf_box.pieces(max_elements))
 
 
 def _bucket(tag: int, moves: list[Move], itemsize: int) -> Bucket:

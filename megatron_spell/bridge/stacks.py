@@ -35,6 +35,15 @@ def members(name: str, box: Box) -> Iterator[tuple[str, Box]]:
         yield member(name, index), rest
 
 
+def one_by_one(name: str, box: Box) -> Iterator[tuple[str, Box]]:
+    """As `members` for a stack; of a plain tensor what stands under each index of dim 0, which is kept."""
+    if is_stack(name):
+        yield from members(name, box)
+        return
+    for index in range(box.start[0], box.stop[0]):
+        yield name, Box((index, *box.start[1:]), (index + 1, *box.stop[1:]))
+
+
 def views(tensors: Tensors, name: str, box: Box, *, apart: bool) -> list[torch.Tensor]:
     """What lies in `box`: one view, or with `apart` one for each index of dim 0. A stack is always apart."""
     if is_stack(name):

@@ -54,8 +54,7 @@ def convert(
         refuse(str(error))
     typer.echo(
         f"{out}: {len(chosen.tensors)} tensors from {next(iter(chosen.tensors.values())).file.parent} as"
-        f" {chosen.dtype_name}, {_shown(chosen.num_bytes)} in {len(files)} file(s);"
-        f" one tensor in memory at a time, {_shown(chosen.peak_bytes)} at most"
+        f" {chosen.dtype_name}, {_shown(chosen.num_bytes)} in {len(files)} file(s)"
     )
 
 

@@ -7,7 +7,7 @@
     policy.json          steps taken and skipped (in all, in a row), and the random states of every rank
 
 Megatron's own distributed checkpoints are not used: with megatron-core 0.16.1 their optimizer state loads in no other
-layout. Whole tensors are assembled on rank 0, a few at a time, and streamed to the file (saving.py).
+layout. Rank 0 writes what the others send straight to its place in the files (saving.py).
 """
 
 import base64

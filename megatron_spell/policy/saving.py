@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_spell.bridge.boxes import Inventory, Segment
-from megatron_spell.bridge.export import gather_to_writer
+from megatron_spell.bridge.export import FolderPlan, gather_to_writer
 from megatron_spell.bridge.hf_files import CheckpointError
-from megatron_spell.bridge.inventory import checkpoint_shapes, trainer_inventory
+from megatron_spell.bridge.inventory import checkpoint_inventory, trainer_inventory
 from megatron_spell.bridge.stacks import local_names
 from megatron_spell.bridge.transports.base import peer_names
 from megatron_spell.bridge.transports.gloo import GroupTransport
@@ -54,7 +54,7 @@ class CheckpointWriter:
     def __init__(self, shape: ModelShape, mesh: Mesh, timeout_s: float) -> None:
         inventories = {rank: trainer_inventory(shape, mesh, rank) for rank, _ in mesh.ranks()}
         self._shares = shared_out(inventories)
-        self._shapes = checkpoint_shapes(shape)
+        self._plan = FolderPlan(self._shares, checkpoint_inventory(shape), writers=(WRITER,))
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
         names = peer_names(mesh.world_size, 0)
         self._transport = GroupTransport(self._group, timeout_s=timeout_s, names=names)
@@ -78,9 +78,7 @@ class CheckpointWriter:
 
     def write_folder(self, folder: Path, part: Part, companions: Path | None) -> None:
         """Write one part as a new Hugging Face `folder`, with config and tokenizer files copied from `companions`."""
-        gather_to_writer(
-            folder, part.tensors, self._shares, self._shapes, self._transport, dtype=part.dtype, copy_from=companions
-        )
+        gather_to_writer(folder, part.tensors, self._plan, self._transport, dtype=part.dtype, copy_from=companions)
 
     def agree(self, fault: str | None) -> None:
         """Tell every rank what went wrong on rank 0. Raises CheckpointError on all of them, or returns on all."""

@@ -1,7 +1,7 @@
 """The weights of a checkpoint, or any model folder, as a new Hugging Face folder of another dtype or other files.
 
-Nothing of Megatron is needed, since a checkpoint holds Hugging Face tensors already (docs/decisions/002). One tensor
-is in memory at a time.
+Nothing of Megatron is needed, since a checkpoint holds Hugging Face tensors already (docs/decisions/002). They are read
+from the mapped files and written piece by piece.
 """
 
 import shutil
@@ -12,8 +12,10 @@ from typing import Literal
 
 import torch
 
-from megatron_spell.bridge.hf_files import INDEX_FILE, SINGLE_FILE, partial_folder, shard_files, write_hf_folder
-from megatron_spell.bridge.hf_tensors import StoredTensor, read_tensors, stored_tensors
+from megatron_spell.bridge.boxes import Box
+from megatron_spell.bridge.hf_files import INDEX_FILE, SINGLE_FILE, shard_files
+from megatron_spell.bridge.hf_folders import partial_folder, write_hf_folder
+from megatron_spell.bridge.hf_tensors import StoredTensor, read_boxes, stored_tensors
 from megatron_spell.train.checkpoints import MANIFEST, Checkpoints, all_but_tensors, find_fault
 from megatron_spell.train.run_folder import RunFolder
 
@@ -51,11 +53,6 @@ class Conversion:
     @property
     def num_bytes(self) -> int:
         return sum(tensor.num_elements for tensor in self.tensors.values()) * self.dtype.itemsize
-
-    @property
-    def peak_bytes(self) -> int:
-        """Of the largest tensor, as it lies and as it is written."""
-        return max(t.num_elements * (t.dtype.itemsize + self.dtype.itemsize) for t in self.tensors.values())
 
 
 def find_source(path: Path, step: int | None = None) -> Source:
@@ -100,7 +97,7 @@ def convert(
 ) -> list[str]:
     """Write the new folder `out`, whole or not at all; the names of its weight files.
 
-    `written` hears the bytes of every tensor. Raises ConvertError, BridgeError.
+    `written` hears the bytes of every piece. Raises ConvertError, BridgeError.
     """
     if out.exists() or out.is_symlink():
         raise ConvertError(f"--out = {out}: exists; give a folder that does not")
@@ -164,7 +161,7 @@ def _check_room(conversion: Conversion, out: Path) -> None:
         )
 
 
-def _told(conversion: Conversion, written: Callable[[int], None]) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in read_tensors(conversion.tensors):
-        yield name, tensor
-        written(tensor.numel() * conversion.dtype.itemsize)
+def _told(conversion: Conversion, written: Callable[[int], None]) -> Iterator[tuple[str, Box, torch.Tensor]]:
+    for name, box, values in read_boxes(conversion.tensors):
+        yield name, box, values
+        written(box.num_elements * conversion.dtype.itemsize)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_spell.bridge.executor import Receiver, Sender
-from megatron_spell.bridge.export import gather_to_writer
+from megatron_spell.bridge.export import FolderPlan, gather_to_writer
 from megatron_spell.bridge.hf_files import read_segments
 from megatron_spell.bridge.inventory import checkpoint_inventory, checkpoint_shapes
 from megatron_spell.bridge.planner import plan
@@ -67,8 +67,9 @@ def reshard(before: str, after: str, folder: str) -> None:
     _digests_agree(shape, moves, target, found)
     place = Path(folder) / f"{before}-{after}"
     sizes, writers = checkpoint_shapes(shape), (1, 0)
-    arguments = (place, found, inventories(shape, target), sizes, transport)
-    gather_to_writer(*arguments, dtype=torch.float32, writers=writers, max_shard_bytes=9000, bucket_bytes=BUCKET_BYTES)
+    whole = checkpoint_inventory(shape)
+    folder_plan = FolderPlan(inventories(shape, target), whole, writers=writers, max_shard_bytes=9000)
+    gather_to_writer(place, found, folder_plan, transport, dtype=torch.float32, bucket_bytes=BUCKET_BYTES)
     whole = {n: torch.zeros(s) for n, s in sizes.items()}
     read_segments(place, checkpoint_inventory(shape), whole, sizes)
     assert all(torch.equal(whole[n], torch.from_numpy(v)) for n, v in truth.items())

@@ -18,7 +18,7 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from megatron_spell.algo.losses import row_weights
 from megatron_spell.bridge import hf_files as bridge_files
-from megatron_spell.bridge.hf_files import SafetensorsWriter
+from megatron_spell.bridge.safetensors_writer import SafetensorsWriter
 from megatron_spell.bridge.transports.base import TransportError
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import CheckpointSection, MeshSection, PolicySection, RunConfig
@@ -154,7 +154,7 @@ def arm(owner: object, name: str) -> None:
     setattr(owner, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 
 
-KILLED_IN = {"tensors": (SafetensorsWriter, "put"), "the commit": (checkpoints_module, "_sync")}
+KILLED_IN = {"tensors": (SafetensorsWriter, "put_box"), "the commit": (checkpoints_module, "_sync")}
 
 
 def told(member: Member) -> list[str]:

@@ -1,7 +1,10 @@
+import errno
+import os
+
 import pytest
 import torch
 
-from megatron_spell.bridge.export import gather_to_writer
+from megatron_spell.bridge.export import FolderPlan, gather_to_writer
 from megatron_spell.bridge.hf_files import CheckpointError, read_segments
 from megatron_spell.bridge.inventory import checkpoint_inventory, checkpoint_shapes
 from megatron_spell.bridge.transports.memory import MemoryHub
@@ -14,10 +17,12 @@ SHAPE = made_shape()
 
 def exported(folder, mesh: Mesh, ranks=None, caught: list | None = None, **settings) -> None:
     """All ranks write `folder` together, each in a thread."""
+    planned = {key: settings.pop(key) for key in ("writers", "max_shard_bytes") if key in settings}
+    folder_plan = FolderPlan(inventories(SHAPE, mesh), checkpoint_inventory(SHAPE), **planned)
     hub, own = MemoryHub(timeout_s=10), mesh_tensors(SHAPE, made_weights(SHAPE), mesh)
 
     def write(rank: int) -> None:
-        arguments = (folder, own[rank], inventories(SHAPE, mesh), checkpoint_shapes(SHAPE), hub.transport(rank))
+        arguments = (folder, own[rank], folder_plan, hub.transport(rank))
         try:
             gather_to_writer(*arguments, dtype=torch.float32, bucket_bytes=500, **settings)
         except CheckpointError as error:
@@ -54,36 +59,19 @@ def test_a_folder_in_use_fails_on_every_rank(tmp_path):
     assert "another rank failed" in dict(caught)[0]
 
 
-def test_a_writer_that_fails_half_way_fails_every_rank(tmp_path):
+def test_a_writer_that_fails_half_way_fails_every_rank(tmp_path, monkeypatch):
+    written = []
+
+    def full_after_five(descriptor: int, content: memoryview, place: int, pwrite=os.pwrite) -> int:
+        written.append(place)
+        if len(written) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(descriptor, content, place)
+
+    monkeypatch.setattr(os, "pwrite", full_after_five)
     caught: list = []
-    files = tmp_path / ".model.partial"
-    mesh = Mesh(tp=2)
-    hub, own = MemoryHub(timeout_s=10), mesh_tensors(SHAPE, made_weights(SHAPE), mesh)
-
-    class Blocked(type(hub.transport(0))):
-        """Puts a folder in the way of the writer's file once the partial folder stands."""
-
-        def receive(self, *message):
-            if files.exists():
-                (files / "model.safetensors").mkdir(exist_ok=True)
-            return super().receive(*message)
-
-    def write(rank: int) -> None:
-        transport = Blocked(hub, rank)
-        try:
-            gather_to_writer(
-                tmp_path / "model",
-                own[rank],
-                inventories(SHAPE, mesh),
-                checkpoint_shapes(SHAPE),
-                transport,
-                dtype=torch.float32,
-                bucket_bytes=500,
-            )
-        except CheckpointError as error:
-            caught.append((rank, str(error)))
-
-    side_by_side(lambda: write(0), lambda: write(1))
-    assert "cannot be written" in dict(caught)[0]
+    exported(tmp_path / "model", Mesh(tp=2), caught=caught)
+    assert "model.safetensors: tensor model." in dict(caught)[0]
+    assert "cannot be written: [Errno 28] No space left" in dict(caught)[0]
     assert "another rank failed" in dict(caught)[1]
     assert not (tmp_path / "model").exists()

@@ -1,5 +1,8 @@
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -8,18 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from megatron_spell.bridge.boxes import Box, Segment
 from megatron_spell.bridge.hf_files import (
     INDEX_FILE,
     SINGLE_FILE,
     CheckpointError,
-    SafetensorsWriter,
     read_segments,
     shard_files,
-    write_files,
-    write_hf_folder,
 )
+from megatron_spell.bridge.hf_folders import write_files, write_hf_folder
 from megatron_spell.bridge.inventory import checkpoint_inventory, checkpoint_shapes, trainer_inventory, trainer_shapes
+from megatron_spell.bridge.safetensors_writer import SafetensorsWriter
+from megatron_spell.bridge.stacks import is_stack, member
 from megatron_spell.layout.mesh import Mesh
+from tests.unit.bridge.folder_lab import cut_boxes, whole_boxes
 from tests.unit.bridge.made_weights import laid_out, made_shape, made_weights
 
 SHAPE = made_shape()
@@ -30,7 +35,7 @@ def hf_tensors(shape=SHAPE) -> dict[str, torch.Tensor]:
 
 
 def written(folder, shape=SHAPE, dtype=torch.float32, **settings_):
-    write_hf_folder(folder, hf_tensors(shape).items(), checkpoint_shapes(shape), dtype, **settings_)
+    write_hf_folder(folder, whole_boxes(hf_tensors(shape)), checkpoint_shapes(shape), dtype, **settings_)
     return folder
 
 
@@ -58,8 +63,8 @@ def test_the_library_reads_what_the_writer_writes(tmp_path, dtype):
     tensors = hf_tensors()
     path = tmp_path / "x.safetensors"
     with SafetensorsWriter(path, checkpoint_shapes(SHAPE), dtype) as file:
-        for name in reversed(tensors):
-            file.put(name, tensors[name])
+        for name, box, values in reversed(list(cut_boxes(tensors, 7))):
+            file.put_box(name, box, values)
     found = load_file(path)
     assert found.keys() == tensors.keys()
     assert all(found[n].dtype == dtype and torch.equal(found[n], t.to(dtype)) for n, t in tensors.items())
@@ -68,8 +73,8 @@ def test_the_library_reads_what_the_writer_writes(tmp_path, dtype):
 def test_the_writer_and_the_library_write_tensors_alike(tmp_path):
     tensors = {"b": torch.arange(6.0).view(2, 3).t(), "a": torch.ones(1)}
     with SafetensorsWriter(tmp_path / "ours", {"b": (3, 2), "a": (1,)}, torch.float32) as file:
-        for name, tensor in tensors.items():
-            file.put(name, tensor)
+        for name, box, values in whole_boxes(tensors):
+            file.put_box(name, box, values)
     save_file({n: t.contiguous() for n, t in tensors.items()}, tmp_path / "theirs", metadata={"format": "pt"})
     ours, theirs = load_file(tmp_path / "ours"), load_file(tmp_path / "theirs")
     assert all(torch.equal(ours[n], theirs[n]) for n in tensors)
@@ -180,19 +185,26 @@ def test_an_index_that_is_none_is_refused(tmp_path, text):
         read_all(tmp_path)
 
 
+A, AB = Box((0,), (2,)), {"a": (2,), "b": (2,)}
+
+
 @pytest.mark.parametrize(
-    ("tensors", "message"),
+    ("boxes", "message"),
     [
-        ([("a", torch.zeros(2))], "1 tensors did not come, the first is b"),
-        ([("a", torch.zeros(2)), ("a", torch.zeros(2))], "tensor a came twice"),
-        ([("a", torch.zeros(3))], r"tensor a has shape \(3,\), announced was \(2,\)"),
-        ([("c", torch.zeros(2))], "tensor c was not announced"),
+        ([("a", A, torch.zeros(2))], "1 tensors did not come, the first is b"),
+        ([("a", A, torch.zeros(2)), ("b", Box((0,), (1,)), torch.zeros(1))], "the first is b, 1 elements of it"),
+        ([("a", A, torch.zeros(2)), ("a", A, torch.zeros(2))], r"a\[0:2\] came twice"),
+        ([("a", Box((1,), (2,)), torch.zeros(1)), ("a", A, torch.zeros(2))], r"a\[0:2\] came twice"),
+        ([("a", A, torch.zeros(3))], r"a\[0:2\] came with values of shape \(3,\)"),
+        ([("a", Box((1,), (3,)), torch.zeros(2))], r"a\[1:3\] is outside of the shape \(2,\) that was announced"),
+        ([("a", Box((0, 0), (2, 1)), torch.zeros(2, 1))], r"a\[0:2, 0:1\] is outside of the shape \(2,\)"),
+        ([("c", A, torch.zeros(2))], "tensor c was not announced"),
         ([], "none of its tensors came"),
     ],
 )
-def test_a_stream_that_breaks_its_word_leaves_no_folder(tmp_path, tensors, message):
+def test_a_stream_that_breaks_its_word_leaves_no_folder(tmp_path, boxes, message):
     with pytest.raises(CheckpointError, match=message):
-        write_hf_folder(tmp_path / "new", iter(tensors), {"a": (2,), "b": (2,)}, torch.float32)
+        write_hf_folder(tmp_path / "new", iter(boxes), AB, torch.float32)
     assert not (tmp_path / "new").exists()
 
 
@@ -201,12 +213,12 @@ def test_a_writer_takes_only_what_was_announced(tmp_path):
         pytest.raises(CheckpointError, match="tensor c was not announced"),
         SafetensorsWriter(tmp_path / "x", {"a": (2,)}, torch.float32) as file,
     ):
-        file.put("c", torch.zeros(2))
+        file.put_box("c", A, torch.zeros(2))
 
 
 def test_a_broken_off_attempt_is_written_over(tmp_path):
     with pytest.raises(ZeroDivisionError):
-        write_hf_folder(tmp_path / "new", ((n, t / (1 // 0)) for n, t in hf_tensors().items()), {}, torch.float32)
+        write_hf_folder(tmp_path / "new", ((n, A, t / (1 // 0)) for n, t in hf_tensors().items()), {}, torch.float32)
     assert (tmp_path / ".new.partial").exists()
     written(tmp_path / "new")
     assert not (tmp_path / ".new.partial").exists()
@@ -227,8 +239,8 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"\.new\.partial: cannot be made"):
         written(tmp_path / "file" / "new")
-    with pytest.raises(CheckpointError, match="gone: cannot be written"):
-        write_files(tmp_path / "gone", {SINGLE_FILE: {"a": (2,)}}, [("a", torch.zeros(2))], torch.float32)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be written: .*No such file"):
+        write_files(tmp_path / "gone", {SINGLE_FILE: {"a": (2,)}}, [("a", A, torch.zeros(2))], torch.float32)
     with pytest.raises(CheckpointError, match="new: cannot be written"):
         written(tmp_path / "new", copy_from=_folder_with_unreadable_config(tmp_path))
 
@@ -243,3 +255,54 @@ def _folder_with_unreadable_config(tmp_path):
 def test_a_dtype_without_a_name_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"dtype torch\.int8 is not written"):
         SafetensorsWriter(tmp_path / "x", {}, torch.int8)
+
+
+def test_a_full_disk_names_file_and_tensor(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    full = SafetensorsWriter(tmp_path / "x", {"a": (2,)}, torch.float32)
+    with Path("/dev/full").open("wb") as device:
+        os.dup2(device.fileno(), full._file.fileno())
+    with pytest.raises(CheckpointError, match=r"x: tensor a cannot be written: \[Errno 28\] No space left on device"):
+        full.put_box("a", A, torch.zeros(2))
+
+
+def test_short_writes_are_gone_on_with(tmp_path, monkeypatch):
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, content, place: pwrite(file, content[:5], place))
+    folder = written(tmp_path / "model")
+    monkeypatch.undo()
+    read_all(folder)
+    found = load_file(folder / SINGLE_FILE)
+    assert all(torch.equal(found[name], tensor) for name, tensor in hf_tensors().items())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 30), st.data())
+def test_any_box_lands_in_its_place(shape, max_elements, data):
+    """A box out of the middle and what is left around it, in pieces and in a drawn order, copied in parts."""
+    tensor = torch.randn(shape)
+    start = tuple(data.draw(st.integers(0, size - 1)) for size in shape)
+    stop = tuple(data.draw(st.integers(a + 1, size)) for a, size in zip(start, shape))
+    middle, whole = Box(start, stop), Box.whole(tuple(shape))
+    boxes = [piece for part in (middle, *whole.minus(middle)) for piece in part.pieces(max_elements)]
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "x")
+        with SafetensorsWriter(path, {"t": tuple(shape)}, torch.float32, max_copy_bytes=12) as file:
+            for box in data.draw(st.permutations(boxes)):
+                file.put_box("t", box, tensor[box.index])
+        assert torch.equal(load_file(path)["t"], tensor)
+
+
+@pytest.mark.parametrize(("theirs", "own"), [("experts.*.w", "e.*.w"), ("experts.w", "e.*.w"), ("experts.*.w", "e.w")])
+@pytest.mark.parametrize("piece_bytes", [8, 100, 10**6])
+def test_experts_are_read_from_their_own_tensors_and_from_stacked_ones(tmp_path, theirs, own, piece_bytes):
+    """Experts 1 and 2 of four, columns 2 to 5, in any of the forms that files and ranks have."""
+    truth = torch.randn(4, 3, 6)
+    held = {member(theirs, i): t for i, t in enumerate(truth)} if is_stack(theirs) else {theirs: truth}
+    write_hf_folder(tmp_path / "x", whole_boxes(held), {n: tuple(t.shape) for n, t in held.items()}, torch.float32)
+    room = {"e.w": torch.zeros(2, 3, 3)} if own == "e.w" else {f"e.{i}.w": torch.zeros(3, 3) for i in range(2)}
+    segment = Segment(theirs, Box((1, 0, 2), (3, 3, 5)), own, Box((0, 0, 0), (2, 3, 3)))
+    read_segments(tmp_path / "x", (segment,), room, piece_bytes=piece_bytes)
+    found = room["e.w"] if own == "e.w" else torch.stack([room["e.0.w"], room["e.1.w"]])
+    assert torch.equal(found, truth[1:3, :, 2:5])

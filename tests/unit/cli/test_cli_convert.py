@@ -1,5 +1,6 @@
 """`megatron-spell convert` on checkpoints put together by hand; what a policy saves is in unit/policy."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -9,12 +10,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from megatron_spell.bridge.hf_files import INDEX_FILE, write_hf_folder
+from megatron_spell.bridge.hf_files import INDEX_FILE, PIECE_BYTES
+from megatron_spell.bridge.hf_folders import write_hf_folder
 from megatron_spell.cli.main import app
 from megatron_spell.train import convert as conversion
 from megatron_spell.train.checkpoints import Checkpoints
 from tests.distributed.policy_lab import write_tiny_qwen3
 from tests.tiny_tokenizer import write_byte_tokenizer
+from tests.unit.bridge.folder_lab import whole_boxes
 
 
 def run(*arguments: object) -> tuple[int, list[str], str]:
@@ -43,10 +46,10 @@ def add_checkpoint(checkpoints: Checkpoints, step: int, model: Path, dtype: torc
     tensors = {name: tensor * step for name, tensor in load_file(model / "model.safetensors").items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     policy = checkpoints.begin(step) / "policy"
-    write_hf_folder(policy / "weights", tensors.items(), shapes, dtype, copy_from=model)
+    write_hf_folder(policy / "weights", whole_boxes(tensors), shapes, dtype, copy_from=model)
     if dtype != torch.float32:
-        write_hf_folder(policy / "main_weights", tensors.items(), shapes, torch.float32)
-    write_hf_folder(policy / "adam_first_moment", tensors.items(), shapes, torch.float32)
+        write_hf_folder(policy / "main_weights", whole_boxes(tensors), shapes, torch.float32)
+    write_hf_folder(policy / "adam_first_moment", whole_boxes(tensors), shapes, torch.float32)
     return checkpoints.commit(step)
 
 
@@ -199,18 +202,18 @@ def test_a_broken_off_conversion_leaves_nothing(model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_tensor_is_in_memory_at_a_time(tmp_path):
-    size = 4 * 2**20
-    tensors = {f"t{i:02d}": torch.full((size // 4,), float(i)) for i in range(40)}
-    write_hf_folder(tmp_path / "big", tensors.items(), dict.fromkeys(tensors, (size // 4,)), torch.float32)
+@pytest.mark.slow
+def test_pieces_of_a_tensor_are_in_memory(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
+    resident = importlib.import_module("resident")
+    tensors = {"t": torch.arange(2**26, dtype=torch.float32).view(-1, 64)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    write_hf_folder(tmp_path / "big", whole_boxes(tensors), shapes, torch.float32)
     chosen = conversion.choose(conversion.find_source(tmp_path / "big"), "bfloat16")
-    before, seen = own_memory(), []
-    conversion.convert(chosen, tmp_path / "new", max_shard_bytes=10**9, written=lambda _: seen.append(own_memory()))
-    assert chosen.peak_bytes == size * 3 // 2
-    assert max(seen) - before < 6 * size, "of forty tensors"
-
-
-def own_memory() -> int:
-    """Resident bytes of this process that are no mapped file."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines["RssAnon"].split()[0]) * 1024
+    with resident.AnonPeak() as taken:
+        conversion.convert(chosen, tmp_path / "new", max_shard_bytes=10**9)
+    assert torch.equal(load_file(tmp_path / "new/model.safetensors")["t"], tensors["t"].bfloat16())
+    assert taken.num_bytes < 2 * PIECE_BYTES, "of a tensor of 256 MiB, 128 when written"
+    with resident.AnonPeak() as taken:
+        tensors["t"].clone()
+    assert taken.num_bytes > 200 * 2**20, "the meter sees what is taken"

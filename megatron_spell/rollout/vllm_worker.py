@@ -11,6 +11,7 @@ import torch
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.platforms import current_platform
 
 from megatron_spell.bridge.executor import Receiver
 from megatron_spell.bridge.planner import Plan
@@ -104,3 +105,8 @@ class WorkerExtension:
 
 if BACKEND not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine(BACKEND, BridgeReceiver)
+
+if current_platform.is_cpu():
+    from megatron_spell.rollout.vllm_cpu import run_several_workers
+
+    run_several_workers()

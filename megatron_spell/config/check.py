@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import reduce
 from importlib.util import find_spec
 
+from megatron_spell.config.engine_rules import engine_faults
 from megatron_spell.config.layout_rules import layout_faults
 from megatron_spell.config.megatron_options import option_faults
 from megatron_spell.config.model_shape import ModelShape, UnknownModel
@@ -25,7 +26,8 @@ def violations(config: RunConfig, *, on_cpu: bool = True) -> list[str]:
         shape = ModelShape.load(config.model.path)
     except UnknownModel as error:
         return [*faults, _fault(config, "model.path", str(error), "give a Hugging Face folder of a known model")]
-    return [*faults, *map(str, layout_faults(shape, config.policy)), *_engine_fits(config, shape, on_cpu)]
+    faults += [*map(str, layout_faults(shape, config.policy)), *engine_faults(shape, config, on_cpu=on_cpu)]
+    return [*faults, *_engine_fits(config, shape, on_cpu)]
 
 
 def _fault(config: RunConfig, field: str, why: str, way_out: str) -> str:
@@ -74,8 +76,6 @@ def _backend(config: RunConfig, on_cpu: bool) -> Iterator[str]:
 
 
 def _not_yet(config: RunConfig) -> Iterator[str]:
-    if config.rollout.tensor_parallel > 1:
-        yield _fault(config, "rollout.tensor_parallel", "only 1 is supported yet", "use 1 and more rollout.engines")
     if config.algo.max_staleness > 0:
         yield _fault(config, "algo.max_staleness", "only on-policy rounds are collected yet", "use 0")
 

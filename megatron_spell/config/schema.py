@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from megatron_spell.layout.engine_mesh import EngineMesh
 from megatron_spell.layout.mesh import Mesh
 from megatron_spell.types.play import Role, TaskName
 
@@ -230,7 +231,16 @@ class PolicySection(Section):
 
 class RolloutSection(Section):
     engines: PositiveInt = 1  # vLLM engines
-    tensor_parallel: PositiveInt = 1  # ranks of one engine; only 1 yet
+    tensor_parallel: PositiveInt = 1  # workers of an engine that share every layer
+    pipeline_parallel: PositiveInt = 1  # stages of layers in an engine
+    data_parallel: PositiveInt = 1  # replicas inside one engine, over which the experts of a mixture spread too
+    expert_parallel: bool = False  # workers hold whole experts instead of a part of each
+    placement: Literal["split", "colocated"] = (
+        "split"  # engines have GPUs of their own, or share the trainers' and sleep while those train
+    )
+    sleep_level: Literal[1, 2] = (
+        2  # of colocated engines: 1 keeps the weights in host memory, 2 drops them until the next refresh
+    )
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the engine's weights, and of the weights on the way there
     max_model_len: PositiveInt = 40960  # prompt and output together, in tokens
     max_num_seqs: PositiveInt = 256  # sequences an engine runs at the same time
@@ -239,9 +249,24 @@ class RolloutSection(Section):
     start_timeout_s: PositiveFloat = 600.0  # longest wait for an engine to start
     request_timeout_s: PositiveFloat = 1800.0  # longest wait for one completion
 
+    def mesh(self) -> EngineMesh:
+        """Of one engine's workers."""
+        sizes = {"tp": self.tensor_parallel, "pp": self.pipeline_parallel, "dp": self.data_parallel}
+        return EngineMesh(**sizes, expert_parallel=self.expert_parallel)
+
+
+Transport = Literal["auto", "gloo", "shm", "nccl", "cuda_ipc", "vllm_nccl", "vllm_ipc"]
+Landing = Literal["auto", "in_place", "checkpoint"]
+
 
 class BridgeSection(Section):
-    transport: Literal["gloo"] = "gloo"  # how bytes travel
+    transport: Transport = (
+        "auto"  # how bytes travel; auto: shm on one host without GPUs, else cuda_ipc colocated and nccl split
+    )
+    landing: Landing = (
+        "auto"  # in place of the live weights, or through vLLM's reload; auto: in place where those are plain
+    )
+    check: bool = True  # after each refresh hashes of sampled boxes are compared between both sides
     bucket_mib: PositiveFloat = 256.0  # one message; two are held at a time
     timeout_s: PositiveFloat = 300.0  # longest wait of either side for the other
 

@@ -59,7 +59,6 @@ def test_a_fitting_run_has_no_fault(check):
         ({"policy": {"mesh": {"pp": 3}}}, "policy.mesh.pp = 3: the model's 4 layers do not divide by it"),
         ({"policy": {"sequence_parallel": True}}, "policy.sequence_parallel = True: there is one tensor-parallel rank"),
         ({"policy": {"mesh": {"ep": 2}}}, "policy.mesh.ep = 2: the model has no experts; leave it out"),
-        ({"rollout": {"max_model_len": 2048, "tensor_parallel": 2}}, "rollout.tensor_parallel = 2: only 1"),
         ({"rollout": {"max_model_len": 8192}}, "rollout.max_model_len = 8192: the model has 4096 positions"),
         ({"rollout": {"max_model_len": 1024}}, "rollout.max_model_len = 1024: documents of"),
         ({"algo": {"max_staleness": 1}}, "algo.max_staleness = 1: only on-policy"),

@@ -1,7 +1,7 @@
 """What self-play, evaluation and the weight refresh know of an engine."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -57,12 +57,19 @@ class SamplingSpec:
             raise EngineError(f"max_tokens is {self.max_tokens} and n is {self.n}; both must be 1 or more")
 
 
+Part = Literal["weights", "cache"]
+
+
 @runtime_checkable
 class Engine(Protocol):
     """Writes completions; takes new weights through `connect` once and then begin, receive (1..n times), finish.
 
-    During an update nothing is generated: `begin_update` waits for the requests in flight, and later ones wait for
-    `finish_update`. When any step of an update raises, the engine is unusable (EngineUnusable) for good.
+    During an update nothing is generated: `begin_update` waits for the requests in flight (an engine that takes weights
+    in flight: holds them where they are), and later ones wait for `finish_update`. When any step of an update raises,
+    the engine is unusable (EngineUnusable) for good.
+
+    An engine that shares its GPU with a trainer sleeps while that trains: `sleep`, then `wake("weights")`, an update,
+    and `wake("cache")`, after which it generates again.
     """
 
     name: str
@@ -85,5 +92,16 @@ class Engine(Protocol):
     async def receive_weights(self, request: dict) -> None: ...
 
     async def finish_update(self, version: int) -> None: ...
+
+    async def sleep(self) -> str | None:
+        """Let the requests in flight finish and give memory back; None when done, else why nothing was given back.
+
+        In the second case nothing has changed, and `wake` does nothing.
+        """
+        ...
+
+    async def wake(self, part: Part) -> None:
+        """Take the memory of `part` back, weights first. Raises EngineError when there are no weights to go on with."""
+        ...
 
     async def close(self) -> None: ...

@@ -1,6 +1,6 @@
 """An engine in another process, as an `Engine`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,8 @@ import numpy as np
 
 from megatron_spell.cluster.handles import ActorDied, CallTimeout, Cluster, ClusterError, Handle
 from megatron_spell.config.schema import RolloutSection
-from megatron_spell.rollout.engine import EngineDied, EngineError, EngineTimeout, SamplingSpec
+from megatron_spell.rollout.engine import EngineDied, EngineError, EngineTimeout, Part, SamplingSpec
+from megatron_spell.rollout.landing import Probe, WorkerReport
 from megatron_spell.types.play import Completion
 
 VLLM_ENGINE = "megatron_spell.rollout.vllm_engine:VllmEngine"
@@ -36,19 +37,23 @@ class RemoteEngine:
         seed: int = 0,
         version: int = 0,
         update_timeout_s: float = 300.0,
-        expert_choices: bool = False,
-        num_cpus: float = 1,
+        num_cpus: float | None = None,
         num_gpus: float = 0,
         env: Mapping[str, str] | None = None,
         log: Path | None = None,
+        **kwargs: Any,
     ) -> "RemoteEngine":
         """Start a vLLM engine in a process of its own and return when it generates. Raises EngineError, ClusterError.
 
-        `num_gpus` is settings.tensor_parallel on GPUs. On a CPU vLLM runs OMP_NUM_THREADS of `env` threads, `num_cpus`
-        without it. `log` takes all that the engine's processes print.
+        `kwargs` are further ones of VllmEngine. `num_cpus` is one for each of the engine's workers by default, and
+        `num_gpus` the number of workers where Ray hands out GPUs. Each worker runs OMP_NUM_THREADS of `env` threads,
+        without it its share of `num_cpus`. `log` takes all that the engine's processes print.
         """
-        kwargs = {"model": str(model), "settings": settings, "seed": seed, "name": name, "version": version}
-        kwargs |= {"update_timeout_s": update_timeout_s, "expert_choices": expert_choices}
+        kwargs |= {"model": str(model), "settings": settings, "seed": seed, "name": name, "version": version}
+        kwargs |= {"update_timeout_s": update_timeout_s}
+        num_workers = settings.mesh().num_workers
+        num_cpus = num_workers if num_cpus is None else num_cpus
+        env = {"OMP_NUM_THREADS": str(max(1, int(num_cpus // num_workers))), **(env or {})}
         place = {"num_cpus": num_cpus, "num_gpus": num_gpus, "timeout_s": settings.start_timeout_s}
         handle = await cluster.spawn(VLLM_ENGINE, kwargs, name=name, env=env, log=log, **place)
         engine = cls(handle, settings, update_timeout_s)
@@ -78,6 +83,20 @@ class RemoteEngine:
 
     async def finish_update(self, version: int) -> None:
         await self._call("finish_update", version, limit_s=self._update_limit_s)
+
+    async def sleep(self) -> str | None:
+        return await self._call("sleep", limit_s=self._request_limit_s + self._update_limit_s)
+
+    async def wake(self, part: Part) -> None:
+        await self._call("wake", part, limit_s=self._update_limit_s)
+
+    async def describe(self) -> list[WorkerReport]:
+        """What each of the engine's workers holds and how it takes weights, in rank order."""
+        return await self._call("describe", limit_s=self._update_limit_s)
+
+    async def digests(self, probes: Sequence[Probe]) -> list[dict[str, str]]:
+        """See VllmEngine."""
+        return await self._call("digests", probes, limit_s=self._update_limit_s)
 
     async def close(self) -> None:
         await self._handle.close()

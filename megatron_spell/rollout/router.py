@@ -3,12 +3,14 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from megatron_spell.rollout.engine import Engine, EngineError, EngineUnusable, SamplingSpec
+from megatron_spell.rollout.engine import Engine, EngineError, EngineUnusable, Part, SamplingSpec
 from megatron_spell.types.play import Completion
+
+T = TypeVar("T")
 
 MAX_KEYS = 4096  # homes remembered; the caches of older ones are long overwritten
 
@@ -69,6 +71,14 @@ class EnginePool:
     async def finish_update(self, version: int) -> None:
         await self._all([engine.finish_update(version) for engine in self._engines])
 
+    async def sleep(self) -> str | None:
+        """The first reason of an engine that gave nothing back, None when all did."""
+        reasons = await self._all([engine.sleep() for engine in self._engines])
+        return next((reason for reason in reasons if reason is not None), None)
+
+    async def wake(self, part: Part) -> None:
+        await self._all([engine.wake(part) for engine in self._engines])
+
     async def close(self) -> None:
         """Close every engine, also when closing one fails; then the first failure is raised."""
         self._broken = self._broken or "it was closed"
@@ -87,10 +97,10 @@ class EnginePool:
             self._homes.popitem(last=False)
         return home
 
-    async def _all(self, steps: list[Coroutine[Any, Any, None]]) -> None:
+    async def _all(self, steps: list[Coroutine[Any, Any, T]]) -> list[T]:
         try:
             self._check()
-            await _gather(steps)
+            return await _gather(steps)
         except BaseException as error:
             for step in steps:
                 step.close()
@@ -102,9 +112,10 @@ class EnginePool:
             raise EngineUnusable(f"{self.name} are unusable: {self._broken}")
 
 
-async def _gather(steps: list[Coroutine[Any, Any, None]]) -> None:
+async def _gather(steps: list[Coroutine[Any, Any, T]]) -> list[T]:
     """Run all to their end, then raise the first failure: none is left running on its own."""
     results = await asyncio.gather(*steps, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result
+    return results

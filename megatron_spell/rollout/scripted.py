@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from megatron_spell.rollout.engine import EngineError, PromptTooLong, SamplingSpec
+from megatron_spell.rollout.engine import EngineError, Part, PromptTooLong, SamplingSpec
 from megatron_spell.rollout.turnstile import Turnstile
 from megatron_spell.types.play import Completion, ExpertChoices
 
 Reply = Callable[[np.ndarray, SamplingSpec, int], Sequence[int] | np.ndarray]
-UpdateStep = str  # "connect", "begin_update", "receive_weights" or "finish_update"
+UpdateStep = str  # "connect", "begin_update", "receive_weights", "finish_update", "sleep" or "wake"
 
 
 @dataclass(slots=True)
@@ -49,6 +49,7 @@ class ScriptedEngine:
     counts: Counts = field(default_factory=Counts)
     requests: list[dict] = field(default_factory=list)  # the weight requests received
     keys: list[str | None] = field(default_factory=list)  # the `key` of each call
+    calls_of_sleep: list[str] = field(default_factory=list)  # "sleep" and the parts woken, in order
     closed: bool = False
     _turnstile: Turnstile = field(init=False)
 
@@ -91,6 +92,16 @@ class ScriptedEngine:
         self.counts.updates += 1
         self.version = version
         self._turnstile.reopen(version)
+
+    async def sleep(self) -> str | None:
+        """Only notes it; nothing is held back meanwhile."""
+        self._plant("sleep")
+        self.calls_of_sleep.append("sleep")
+        return None
+
+    async def wake(self, part: Part) -> None:
+        self._plant("wake")
+        self.calls_of_sleep.append(part)
 
     async def close(self) -> None:
         self.closed = True

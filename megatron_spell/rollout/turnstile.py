@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
 from megatron_spell.rollout.engine import EngineError, EngineTimeout, EngineUnusable
 
@@ -22,6 +23,7 @@ class Turnstile:
         self._open.set()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._broken = asyncio.Event()
 
     @property
     def updating(self) -> bool:
@@ -41,12 +43,14 @@ class Turnstile:
             if self.num_inside == 0:
                 self._empty.set()
 
-    async def close(self, timeout_s: float) -> None:
-        """Let no further request in and wait for those inside. Raises EngineUnusable, EngineTimeout."""
+    async def close(self, timeout_s: float, *, drain: bool = True) -> None:
+        """Let no further request in and, with `drain`, wait for those inside. Raises EngineUnusable, EngineTimeout."""
         self.check()
         if self.updating:
             raise EngineError(f"{self.name}: a weight update is already under way")
         self._open.clear()
+        if not drain:
+            return
         try:
             await self._wait(self._empty, timeout_s, f"{self.num_inside} request(s) in flight")
         except BaseException:
@@ -67,6 +71,13 @@ class Turnstile:
         """Refuse every request from now on, including those that wait."""
         self.broken = self.broken or reason
         self._open.set()
+        self._broken.set()
+
+    async def until_broken(self) -> NoReturn:
+        """Wait for `break_down`, then raise EngineUnusable: who is inside learns that nothing will come any more."""
+        await self._broken.wait()
+        self.check()
+        raise AssertionError("broken without a reason")
 
     def check(self) -> None:
         if self.broken is not None:

@@ -28,8 +28,21 @@ def keep_plain_weights() -> None:
     ops._supports_onednn = False
     layer_utils.check_cpu_sgl_kernel = lambda n, k, dtype: False
     for experts in (CPUUnquantizedExperts, X86CPUUnquantizedExperts):
-        experts.process_weights_after_loading = lambda self, layer: None
+        experts.process_weights_after_loading = _leave_plain
         experts.apply = _plain_experts
+
+
+def packed_experts(layer: torch.nn.Module) -> CPUUnquantizedExperts | None:
+    """The kernel that has re-laid the experts of `layer`, None where they are plain or there are none."""
+    kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
+    experts = getattr(kernel, "fused_experts", None)
+    if not isinstance(experts, CPUUnquantizedExperts) or experts._use_zentorch:
+        return None
+    return None if type(experts).process_weights_after_loading is _leave_plain else experts
+
+
+def _leave_plain(self: Any, layer: torch.nn.Module) -> None:
+    """In place of packing."""
 
 
 def _patch(owner: type, name: str, make: Any) -> None:

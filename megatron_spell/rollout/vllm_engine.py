@@ -2,23 +2,25 @@
 
 import asyncio
 import itertools
-from collections.abc import Awaitable
-from dataclasses import replace
+from collections.abc import Awaitable, Coroutine, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
 
-from megatron_spell.config.schema import RolloutSection
+from megatron_spell.config.schema import Landing, RolloutSection
 from megatron_spell.rollout.engine import (
     EngineDied,
     EngineError,
     EngineTimeout,
     MixedVersions,
+    Part,
     PromptTooLong,
     SamplingSpec,
 )
+from megatron_spell.rollout.landing import Probe, WorkerReport, probes_to_json
 from megatron_spell.rollout.turnstile import Turnstile
 from megatron_spell.rollout.vllm_settings import engine_args, prepare_environment, sampling_params
 from megatron_spell.types.play import Completion, ExpertChoices
@@ -35,7 +37,9 @@ class VllmEngine:
 
     `await start()` before anything else; all calls on one event loop. `version` names the weights in `model`.
     `update_timeout_s` bounds each step of a weight update. With `expert_choices` completions carry theirs; where vLLM
-    cannot return them `start` raises.
+    cannot return them `start` raises. `landing` is bridge.landing. With `in_flight` an update does not wait for the
+    requests under way: they are held, recompute their keys and values with the new weights, and go on; such a
+    completion says which version wrote which token.
     """
 
     def __init__(
@@ -47,8 +51,14 @@ class VllmEngine:
         version: int = 0,
         update_timeout_s: float = 300.0,
         expert_choices: bool = False,
+        landing: Landing = "auto",
+        in_flight: bool = False,
     ) -> None:
         self.name = name
+        self._landing: Landing = landing
+        self._in_flight = in_flight
+        self._reports: list[WorkerReport] = []
+        self._asleep: Asleep | None = None
         self._expert_choices = expert_choices
         self._model = Path(model)
         self._settings = settings
@@ -66,11 +76,15 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         try:
-            args = engine_args(self._model, self._settings, self._seed, expert_choices=self._expert_choices)
+            asked = {"expert_choices": self._expert_choices, "landing": self._landing}
+            args = engine_args(self._model, self._settings, self._seed, **asked)
             self._llm = AsyncLLM.from_engine_args(args)
         except Exception as error:
             raise EngineError(f"{self.name} did not start on {self._model}: {_one_line(error)}") from error
         limit_s = self._settings.start_timeout_s
+        described = self._ask_workers("describe_for_bridge", self._landing)
+        found = await self._within(limit_s, described, "its workers' description")
+        self._reports = [WorkerReport.from_json(text) for text in found]
         await self._within(limit_s, self._llm.update_weight_version(str(self._turnstile.version)), "its version")
         warm_up = SamplingSpec(temperature=0.7, top_p=0.95, max_tokens=2, seed=0, n=2)
         await self._within(limit_s, self.generate(np.zeros(2, np.int32), warm_up), "its first completion")
@@ -91,7 +105,8 @@ class VllmEngine:
         limit_s = self._settings.request_timeout_s
         async with self._turnstile.request(limit_s):
             samples = asyncio.gather(*(self._sample(prompt_ids_T, spec, i, room) for i in range(spec.n)))
-            found = await self._within(limit_s, samples, f"a completion of {len(prompt_ids_T)} prompt tokens")
+            what = f"a completion of {len(prompt_ids_T)} prompt tokens"
+            found = await self._within(limit_s, unless(self._turnstile.until_broken(), samples), what)
         return with_experts_of_the_prompt(found)
 
     async def connect(self, channel: dict) -> None:
@@ -101,11 +116,28 @@ class VllmEngine:
         request = WeightTransferInitRequest(init_info=channel)
         await self._update_step("connect", self._running().init_weight_transfer_engine(request))
 
+    async def describe(self) -> list[WorkerReport]:
+        """What each worker holds and how it takes weights, in rank order; found out when the engine started."""
+        self._running()
+        return list(self._reports)
+
+    async def digests(self, probes: Sequence[Probe]) -> list[dict[str, str]]:
+        """By worker: probe (as text) -> digest, in the engine's dtype, of the weights that the worker computes with.
+
+        Only probes that lie in a worker's shard are in its answer. Raises EngineError where weights cannot be read.
+        """
+        asked = self._ask_workers("digest_for_bridge", probes_to_json(probes), self._settings.dtype)
+        return await self._within(self._update_timeout_s, asked, "digests of its weights")
+
     async def begin_update(self) -> None:
-        """Let the requests in flight finish, hold later ones back, and ready the model for new weights."""
-        await self._turnstile.close(self._settings.request_timeout_s)
+        """Let the requests in flight finish (or hold them, see the class), hold later ones back, and make ready."""
         llm = self._running()
-        await self._update_step("pause", llm.pause_generation(mode="wait", clear_cache=True))
+        if self._asleep is None:
+            await self._turnstile.close(self._settings.request_timeout_s, drain=not self._in_flight)
+            pause = {"mode": "keep", "clear_cache": False} if self._in_flight else {"mode": "wait", "clear_cache": True}
+            await self._update_step("pause", llm.pause_generation(**pause))
+        elif not self._asleep.weights_woken:
+            raise EngineError(f"{self.name} sleeps: wake its weights before an update")
         await self._update_step("begin_update", llm.start_weight_update())
 
     async def receive_weights(self, request: dict) -> None:
@@ -117,13 +149,52 @@ class VllmEngine:
         await self._update_step("receive_weights", self._running().update_weights(delivery))
 
     async def finish_update(self, version: int) -> None:
-        """Put the weights received in force as `version`, forget cached prefixes, and go on generating."""
+        """Put the weights received in force as `version`, forget keys and values of the old ones, and go on.
+
+        An engine that sleeps goes on when its cache is woken.
+        """
         self._turnstile.expect_update()
         llm = self._running()
         await self._update_step("finish_update", llm.finish_weight_update(weight_version=str(version)))
+        if self._asleep is not None:
+            self._asleep.version = version
+            return
         await self._update_step("reset_prefix_cache", self._drop_prefix_cache())
         await self._update_step("resume", llm.resume_generation())
         self._turnstile.reopen(version)
+
+    async def sleep(self) -> str | None:
+        """Level rollout.sleep_level of vLLM's sleep mode, for which rollout.placement must be colocated."""
+        from vllm.platforms import current_platform
+
+        llm = self._running()
+        if current_platform.is_cpu():
+            return "vLLM on a CPU does not sleep"
+        if self._settings.placement != "colocated":
+            return "rollout.placement is not colocated"
+        await self._turnstile.close(self._settings.request_timeout_s)
+        level = self._settings.sleep_level
+        await self._update_step("sleep", llm.sleep(level=level, mode="wait"))
+        self._asleep = Asleep(version=self._turnstile.version if level == 1 else None)
+        return None
+
+    async def wake(self, part: Part) -> None:
+        """After level 2 the cache is only woken when new weights have come."""
+        llm, asleep = self._running(), self._asleep
+        if asleep is None:
+            return
+        if part == "weights":
+            await self._update_step("wake", llm.wake_up(["weights"]))
+            asleep.weights_woken = True
+            return
+        if not asleep.weights_woken or asleep.version is None:
+            raise EngineError(
+                f"{self.name} has dropped its weights in its sleep; wake them and update before the cache"
+            )
+        await self._update_step("wake", llm.wake_up(["kv_cache"]))
+        await self._update_step("reset_prefix_cache", self._drop_prefix_cache())
+        self._asleep = None
+        self._turnstile.reopen(asleep.version)
 
     async def close(self) -> None:
         """Stop vLLM's processes; the engine is unusable afterwards. Idempotent."""
@@ -161,11 +232,14 @@ class VllmEngine:
         log_probs_T = np.asarray(log_probs.logprobs, np.float32)
         if log_probs.token_ids != list(output.token_ids):
             raise EngineError(f"{self.name}: vLLM's log-probs are not those of the sampled tokens")
-        versions = {span.version for span in output.weight_versions or ()}
-        if versions != {str(version)}:
-            raise MixedVersions(f"{self.name}: tokens of version {version} carry vLLM's versions {sorted(versions)}")
+        versions_T = _versions(output)
+        if len(versions_T) != len(token_ids_T) or (not self._in_flight and set(versions_T.tolist()) != {version}):
+            found = sorted(set(versions_T.tolist()))
+            raise MixedVersions(f"{self.name}: tokens of version {version} carry vLLM's versions {found}")
+        mixed = versions_T if (versions_T != versions_T[0]).any() else None
         experts = self._experts(output.routed_experts, num_prompt_tokens, len(token_ids_T) - 1)
-        return Completion(token_ids_T, log_probs_T, output.finish_reason, version, experts)
+        first = int(versions_T[0])
+        return Completion(token_ids_T, log_probs_T, output.finish_reason, first, experts, versions_T=mixed)
 
     def _experts(self, routed_T_L_K: np.ndarray | None, num_prompt: int, num_response: int) -> ExpertChoices | None:
         if not self._expert_choices:
@@ -189,8 +263,11 @@ class VllmEngine:
             raise EngineError(f"{self.name}: {step} failed: {_one_line(error)}") from error
 
     async def _drop_prefix_cache(self) -> None:
-        """Old keys and values under new weights are silently wrong: of 16 greedy completions none was right."""
-        if not await self._running().reset_prefix_cache():
+        """Old keys and values under new weights are silently wrong: of 16 greedy completions none was right.
+
+        Requests that are held lose theirs too: vLLM takes them back into the queue and computes prompt and tokens anew.
+        """
+        if not await self._running().reset_prefix_cache(reset_running_requests=self._in_flight):
             raise EngineError(f"{self.name}: vLLM kept its prefix cache; some request still holds blocks")
 
     async def _within(self, limit_s: float, awaitable: Awaitable[T], what: str) -> T:
@@ -199,11 +276,48 @@ class VllmEngine:
         except TimeoutError:
             raise EngineTimeout(f"{self.name}: waited {limit_s:g} s for {what}") from None
 
+    async def _ask_workers(self, method: str, *args: Any) -> list:
+        """One result for each worker in rank order; whatever goes wrong is an EngineError.
+
+        vLLM's own `collective_rpc` gives the first replica's results only.
+        """
+        core = self._running().engine_core
+        try:
+            found = await core.call_utility_all_async("collective_rpc", method, None, args, None)
+            return [result for replica in found for result in replica]
+        except Exception as error:
+            raise EngineError(f"{self.name}: {method} failed: {_one_line(error)}") from error
+
     def _running(self) -> "AsyncLLM":
         self._turnstile.check()
         if self._llm is None:
             raise EngineError(f"{self.name} was not started")
         return self._llm
+
+
+@dataclass(slots=True)
+class Asleep:
+    """What an engine has when it wakes: the version of its weights, None when it dropped them."""
+
+    version: int | None
+    weights_woken: bool = False
+
+
+async def unless(interruption: Coroutine[Any, Any, NoReturn], work: Awaitable[T]) -> T:
+    """The result of `work`, or what `interruption` raises before that is there."""
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(interruption)]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return await next(task for task in tasks if task.done())
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _versions(output: "CompletionOutput") -> np.ndarray:
+    """The version that wrote each token, int32 [T]."""
+    spans = output.weight_versions or ()
+    return np.concatenate([np.full(span.end - span.start, int(span.version), np.int32) for span in spans] or [[]])
 
 
 def with_experts_of_the_prompt(completions: list[Completion]) -> list[Completion]:

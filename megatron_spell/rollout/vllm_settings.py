@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_spell.config.schema import RolloutSection
+from megatron_spell.config.schema import Landing, RolloutSection
 from megatron_spell.rollout.engine import SamplingSpec
 from megatron_spell.types.seeds import stream_seed
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 BACKEND = "megatron_spell"  # name of our weight-transfer backend
 MIN_BATCHED_TOKENS = 2048  # vLLM's own default on a CPU
 WORKER = "megatron_spell.rollout.vllm_worker.WorkerExtension"
+PLAIN_WORKER = "megatron_spell.rollout.vllm_plain_worker.WorkerExtension"  # keeps weights plain on a CPU
 
 
 def prepare_environment(start_timeout_s: float) -> None:
@@ -41,11 +42,19 @@ def prepare_environment(start_timeout_s: float) -> None:
     os.environ["VLLM_ENGINE_READY_TIMEOUT_S"] = str(math.ceil(start_timeout_s))
 
 
-def engine_args(model: Path, settings: RolloutSection, seed: int, *, expert_choices: bool = False) -> "AsyncEngineArgs":
+def engine_args(
+    model: Path,
+    settings: RolloutSection,
+    seed: int,
+    *,
+    expert_choices: bool = False,
+    landing: Landing = "auto",
+) -> "AsyncEngineArgs":
     """Token ids in and out, raw log-probs, prefix caching, weights through our own backend.
 
     `expert_choices` asks for the experts of every token. vLLM 0.32 refuses that where it does not run its model runner
-    V2, which wants Triton: no CPU build has a fitting one.
+    V2, which wants Triton: no CPU build has a fitting one. Workers on a CPU keep plain weights only for `landing`
+    "in_place": the packed ones compute faster.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
@@ -59,6 +68,10 @@ def engine_args(model: Path, settings: RolloutSection, seed: int, *, expert_choi
         "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
         "enforce_eager": settings.enforce_eager,
         "tensor_parallel_size": settings.tensor_parallel,
+        "pipeline_parallel_size": settings.pipeline_parallel,
+        "data_parallel_size": settings.data_parallel,
+        "enable_expert_parallel": settings.expert_parallel,
+        "worker_extension_cls": WORKER,
         "enable_return_routed_experts": expert_choices,
     }
     if current_platform.is_cpu():
@@ -66,7 +79,10 @@ def engine_args(model: Path, settings: RolloutSection, seed: int, *, expert_choi
         # generator's offset (v1/worker/gpu_model_runner.py), which CPU generators do not have.
         given["enable_chunked_prefill"] = False
         given["max_num_batched_tokens"] = max(settings.max_model_len, MIN_BATCHED_TOKENS)
+        if landing == "in_place":
+            given["worker_extension_cls"] = PLAIN_WORKER
     else:
+        given["enable_sleep_mode"] = settings.placement == "colocated"
         given["moe_backend"] = "triton"  # other MoE kernels re-lay the weights: a second load spoils them
     return AsyncEngineArgs(
         **given,
@@ -76,7 +92,6 @@ def engine_args(model: Path, settings: RolloutSection, seed: int, *, expert_choi
         enable_prefix_caching=True,
         disable_log_stats=True,
         use_tqdm_on_load=False,
-        worker_extension_cls=WORKER,
         weight_transfer_config={"backend": BACKEND},
     )
 

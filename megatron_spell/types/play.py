@@ -52,8 +52,10 @@ class Completion:
     """One sampled continuation, as the engine returned it.
 
     `log_probs_T` are the engine's raw (temperature 1, not top-p-renormalised) log-probabilities of `token_ids_T`;
-    `version` is the policy version of the weights that wrote it. The end-of-turn token, when sampled, is included.
-    `finish_reason` is "stop" or "length". `experts` is there when the engine was asked for it.
+    `version` is the policy version of the weights that wrote the first token, the oldest of all. `versions_T` gives
+    each token's where weights came in while it was written, and is None where all tokens have `version`. The
+    end-of-turn token, when sampled, is included. `finish_reason` is "stop" or "length". `experts` is there when the
+    engine was asked for it.
     """
 
     token_ids_T: np.ndarray
@@ -61,6 +63,7 @@ class Completion:
     finish_reason: str
     version: int
     experts: ExpertChoices | None = None
+    versions_T: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

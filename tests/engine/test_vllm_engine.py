@@ -212,7 +212,7 @@ def check_half_way(runner, engine, trainer, folders) -> None:
 def check_missing_tensor(runner, engine, folders) -> None:
     """A plan that leaves a tensor out: vLLM would keep the old one with a log line."""
     name = "model.layers.1.self_attn.k_proj.weight"
-    trainer = TrainerProcess(folders[0], without=name)
+    trainer = TrainerProcess(folders[0], edit=lambda held: tuple(s for s in held if s.hf_name != name))
     try:
         runner.run(engine.connect(trainer.channel()))
         with pytest.raises(EngineError, match=r"finish_update failed.*layers.1.self_attn.qkv_proj"):

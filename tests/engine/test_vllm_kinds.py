@@ -5,9 +5,16 @@ import os
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from megatron_spell.bridge.engine_inventory import engine_inventory
+from megatron_spell.bridge.inventory import checkpoint_inventory
+from megatron_spell.bridge.verify import Probe, digests
+from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.rollout import vllm_settings
 from megatron_spell.rollout.engine import EngineError, SamplingSpec
+from megatron_spell.rollout.landing import WorkerReport
 from megatron_spell.rollout.vllm_engine import VllmEngine, with_experts_of_the_prompt
 from tests.engine.tiny_qwen3 import SETTINGS, VOCAB_SIZE, Reference, TrainerProcess, write_checkpoint, write_family
 
@@ -27,28 +34,51 @@ PROMPT = np.random.default_rng(0).integers(0, VOCAB_SIZE, 150).astype(np.int32)
 GREEDY = SamplingSpec(temperature=0.0, top_p=1.0, max_tokens=16)
 
 
-async def follow_two_updates(folders, settings) -> None:
-    engine = VllmEngine(folders[0], settings)
-    trainer = TrainerProcess(folders[0], num_workers=settings.tensor_parallel)
+async def follow_two_updates(folders, settings, landing="auto") -> list[WorkerReport]:
+    """Weights of the one folder, then of the other, then of the first again: each time Hugging Face says the same.
+
+    Returns how the workers took them.
+    """
+    engine, trainer = VllmEngine(folders[0], settings, landing=landing), None
     try:
         await engine.start()
+        reports = await engine.describe()
+        trainer = TrainerProcess(folders[0], reports)
         await engine.connect(trainer.channel())
         for version, source in ((0, 0), (1, 1), (2, 0)):
             if version:
                 await engine.begin_update()
-                trainer.send(folders[source])
-                await engine.receive_weights({})
+                trainer.send(folders[source], check=version)
+                await engine.receive_weights({"check": version})
                 await engine.finish_update(version)
-            [completion] = await engine.generate(PROMPT, GREEDY)
-            reference = Reference(folders[source])
-            assert completion.token_ids_T.tolist() == reference.greedy(PROMPT, 16).tolist()
-            # a greedy choice may hide what stayed as it was
-            expected_T = reference.log_probs(PROMPT, completion.token_ids_T)
-            np.testing.assert_allclose(completion.log_probs_T, expected_T, atol=1e-4, rtol=0)
-            assert completion.version == version
+                trainer.sent()
+            await check_says_the_same(engine, Reference(folders[source]), version)
+            await check_holds_the_same(engine, reports, folders[source])
+        return reports
     finally:
         await engine.close()
-        trainer.end()
+        if trainer is not None:
+            trainer.end()
+
+
+async def check_says_the_same(engine, reference, version) -> None:
+    [completion] = await engine.generate(PROMPT, GREEDY)
+    assert completion.token_ids_T.tolist() == reference.greedy(PROMPT, 16).tolist()
+    # a greedy choice may hide what stayed as it was
+    expected_T = reference.log_probs(PROMPT, completion.token_ids_T)
+    np.testing.assert_allclose(completion.log_probs_T, expected_T, atol=1e-4, rtol=0)
+    assert completion.version == version and completion.versions_T is None
+
+
+async def check_holds_the_same(engine, reports, folder) -> None:
+    """Every box that a worker holds, read back from what it computes with, hashes as the folder's."""
+    shape, tensors = ModelShape.load(folder), load_file(folder / "model.safetensors")
+    held = [engine_inventory(shape, report.place) for report in reports]
+    probes = tuple({Probe(s.hf_name, s.hf_box) for own in held for s in own})
+    stored = digests(probes, checkpoint_inventory(shape), tensors, torch.float32)
+    for own, found in zip(held, await engine.digests(probes), strict=True):
+        expected = {str(Probe(s.hf_name, s.hf_box)) for s in own}
+        assert found == {probe: stored[probe] for probe in expected}
 
 
 def test_experts_are_updated_in_place(tmp_path):
@@ -114,7 +144,41 @@ def test_other_families_are_updated_in_place(tmp_path, model_type, rope):
     asyncio.run(follow_two_updates(folders, SETTINGS))
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers want two cores")
-def test_each_worker_of_a_tensor_parallel_engine_takes_its_part(tmp_path):
+two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers want two cores")
+SEVERAL = {
+    "tensor parallel": {"tensor_parallel": 2},
+    "pipeline": {"pipeline_parallel": 2},
+    "expert parallel": {"tensor_parallel": 2, "expert_parallel": True},
+    "replicas": {"data_parallel": 2},
+}
+
+
+@two_cores
+@pytest.mark.parametrize(
+    ("layout", "landing", "tied", "num_experts"),
+    [
+        ("tensor parallel", "auto", True, 0),
+        ("tensor parallel", "in_place", True, 0),
+        ("expert parallel", "auto", False, 4),
+        ("expert parallel", "in_place", False, 4),
+        ("tensor parallel", "in_place", False, 4),
+        ("pipeline", "auto", True, 0),
+        ("pipeline", "in_place", False, 4),
+        ("replicas", "auto", False, 0),
+    ],
+)
+def test_each_worker_of_an_engine_takes_its_part(tmp_path, layout, landing, tied, num_experts):
+    """In checkpoint form only the worker's own boxes travel; the rest is NaN, which nobody reads."""
+    kind = {"tied": tied, "num_experts": num_experts}
+    folders = [write_checkpoint(tmp_path / str(seed), seed=seed, **kind) for seed in (0, 1)]
+    settings = SETTINGS.model_copy(update=SEVERAL[layout])
+    reports = asyncio.run(follow_two_updates(folders, settings, landing))
+    assert len(reports) == 2 and [r.worker for r in reports] == [0, 1]
+    assert {r.landing for r in reports} == {"in_place" if landing == "in_place" else "checkpoint"}
+    assert landing == "in_place" or all("its kernel reads a packed copy of" in r.reason for r in reports)
+
+
+def test_one_worker_takes_weights_in_place(tmp_path):
     folders = [write_checkpoint(tmp_path / str(seed), tied=True, seed=seed) for seed in (0, 1)]
-    asyncio.run(follow_two_updates(folders, SETTINGS.model_copy(update={"tensor_parallel": 2})))
+    [report] = asyncio.run(follow_two_updates(folders, SETTINGS, "in_place"))
+    assert (report.landing, report.reason, report.device) == ("in_place", "", "cpu")

@@ -4,18 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
+from megatron_spell.bridge.boxes import Inventory
 from megatron_spell.bridge.executor import Sender
-from megatron_spell.bridge.inventory import whole_tensors
+from megatron_spell.bridge.inventory import checkpoint_inventory
 from megatron_spell.bridge.planner import plan
 from megatron_spell.bridge.transports.gloo import rendezvous
 from megatron_spell.cluster.local import free_port
+from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import RolloutSection
+from megatron_spell.rollout.landing import target_inventory
 
 VOCAB_SIZE = 500  # no multiple of 64, so vLLM pads its embedding
 BUCKET_BYTES = 100_000
@@ -114,15 +117,21 @@ class Reference:
 
 
 class TrainerProcess:
-    """A process that holds checkpoints and sends one whenever told to, as bridge rank 0; engine workers follow."""
+    """A process that holds checkpoints and sends one whenever told to, as bridge rank 0; engine workers follow.
 
-    def __init__(self, shape_of: Path, *, without: str | None = None, num_workers: int = 1) -> None:
+    `reports` are the engine's; without them there is one worker, which takes whole tensors. `edit` changes what is
+    sent to each worker.
+    """
+
+    def __init__(
+        self, shape_of: Path, reports=None, *, edit: Callable[[Inventory], Inventory] = lambda held: held
+    ) -> None:
         self.port = free_port()
-        self.num_workers = num_workers
-        with safe_open(shape_of / "model.safetensors", "pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys() if name != without}  # noqa: SIM118
-        held = whole_tensors(shapes)
-        self.plan = plan({0: held}, {1 + worker: held for worker in range(num_workers)}).to_json()
+        shape = ModelShape.load(shape_of)
+        held = checkpoint_inventory(shape)
+        targets = [target_inventory(shape, report) for report in reports] if reports else [held]
+        self.num_workers = len(targets)
+        self.plan = plan({0: held}, {1 + worker: edit(own) for worker, own in enumerate(targets)}).to_json()
         self.process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -141,9 +150,9 @@ class TrainerProcess:
             "timeout_s": TIMEOUT_S,
         }
 
-    def send(self, folder: Path, *, die_after: int | None = None) -> None:
+    def send(self, folder: Path, *, die_after: int | None = None, check: int | None = None) -> None:
         """Begin to send; with `die_after` the process dies after that many messages."""
-        self._tell(json.dumps({"folder": str(folder), "die_after": die_after}))
+        self._tell(json.dumps({"folder": str(folder), "die_after": die_after, "check": check}))
 
     def sent(self) -> None:
         assert self.process.stdout.readline() == "sent\n"
@@ -161,7 +170,8 @@ class _Mortal:
     """A transport whose process dies after some messages."""
 
     def __init__(self, transport, num_messages: int) -> None:
-        self.rank, self._transport, self._left = transport.rank, transport, num_messages
+        self.rank, self.brings_memory, self.send_buffers = transport.rank, False, transport.send_buffers
+        self._transport, self._left = transport, num_messages
 
     def send(self, dst, tag, buffer):
         if self._left == 0:
@@ -183,7 +193,9 @@ def _serve() -> None:
         order = json.loads(line)
         tensors = load_file(Path(order["folder"]) / "model.safetensors")
         sender = Sender(Plan.from_json(start["plan"]), 0, tensors, dtype=torch.float32, bucket_bytes=BUCKET_BYTES)
-        sender.run(transport if order["die_after"] is None else _Mortal(transport, order["die_after"]))
+        sender.run(
+            transport if order["die_after"] is None else _Mortal(transport, order["die_after"]), check=order["check"]
+        )
         print("sent", flush=True)
 
 

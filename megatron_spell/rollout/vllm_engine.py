@@ -312,6 +312,7 @@ async def unless(interruption: Coroutine[Any, Any, NoReturn], work: Awaitable[T]
     finally:
         for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _versions(output: "CompletionOutput") -> np.ndarray:

@@ -23,6 +23,18 @@ from megatron_spell.rollout.landing import target_inventory
 VOCAB_SIZE = 500  # no multiple of 64, so vLLM pads its embedding
 BUCKET_BYTES = 100_000
 TIMEOUT_S = 20.0
+SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "eos_token_id": 2,
+    "bos_token_id": None,
+    "pad_token_id": 0,
+}
 SETTINGS = RolloutSection(
     dtype="float32",
     max_model_len=512,
@@ -34,27 +46,16 @@ SETTINGS = RolloutSection(
 )
 
 
-def write_checkpoint(folder: Path, *, seed: int, tied: bool = False, num_experts: int = 0) -> Path:
-    """A Qwen3 model, with experts a Qwen3-MoE one; weights so large that greedy choices are clear."""
+def write_checkpoint(folder: Path, *, seed: int, tied: bool = False, num_experts: int = 0, **sizes: int) -> Path:
+    """A Qwen3 model, with experts a Qwen3-MoE one; weights so large that greedy choices are clear.
+
+    `sizes` are fields of its config.json.
+    """
     from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     make_config, make_model = (Qwen3MoeConfig, Qwen3MoeForCausalLM) if num_experts else (Qwen3Config, Qwen3ForCausalLM)
     experts = {"num_experts": num_experts, "num_experts_per_tok": 2, "moe_intermediate_size": 64} if num_experts else {}
-    config = make_config(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=1024,
-        tie_word_embeddings=tied,
-        eos_token_id=2,
-        bos_token_id=None,
-        pad_token_id=0,
-        **experts,
-    )
+    config = make_config(**SIZES | {"head_dim": 32, "tie_word_embeddings": tied} | experts | sizes)
     torch.manual_seed(seed)
     model = make_model(config)
     with torch.no_grad():
@@ -64,24 +65,11 @@ def write_checkpoint(folder: Path, *, seed: int, tied: bool = False, num_experts
     return folder
 
 
-def write_family(folder: Path, model_type: str, rope: dict, *, seed: int) -> Path:
+def write_family(folder: Path, model_type: str, rope: dict, *, seed: int, **sizes: int) -> Path:
     """A model of another family; its biases are large enough to show in every log-prob."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(
-        model_type,
-        vocab_size=VOCAB_SIZE,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        rope_parameters=rope,
-        eos_token_id=2,
-        bos_token_id=None,
-        pad_token_id=0,
-    )
+    config = AutoConfig.for_model(model_type, **SIZES | {"rope_parameters": rope} | sizes)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

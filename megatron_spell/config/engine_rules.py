@@ -7,7 +7,7 @@ from megatron_spell.config.model_shape import Experts, ModelShape
 from megatron_spell.config.schema import RolloutSection, RunConfig
 
 VOCAB_MULTIPLE = 64  # vLLM pads the vocabulary to it and then splits (VocabParallelEmbedding)
-GPU_TRANSPORTS = ("nccl", "cuda_ipc", "vllm_nccl", "vllm_ipc")
+GPU_TRANSPORTS = ("nccl", "cuda_ipc", "vllm_nccl")
 
 
 def engine_faults(shape: ModelShape, config: RunConfig, *, on_cpu: bool) -> Iterator[str]:
@@ -70,6 +70,9 @@ def _placement(config: RunConfig, on_cpu: bool) -> Iterator[str]:
         return
     if on_cpu:
         yield _fault("rollout.placement", rollout.placement, "vLLM on a CPU does not sleep", "use split")
+    if config.cluster.ray_address is not None:
+        why = "the Ray cluster that is joined does not know which GPUs the trainers have"
+        yield _fault("rollout.placement", rollout.placement, why, "use split, or leave cluster.ray_address out")
     workers, trainers = rollout.engines * rollout.mesh().num_workers, config.policy.mesh.mesh().world_size
     if workers > trainers:
         why = f"their {workers} workers would share the GPUs of {trainers} trainer ranks"
@@ -83,9 +86,6 @@ def _refresh(config: RunConfig, on_cpu: bool) -> Iterator[str]:
     elif placement == "colocated" and transport in ("nccl", "vllm_nccl"):
         why = "NCCL refuses two ranks on one GPU, and rollout.placement is colocated"
         yield _fault("bridge.transport", transport, why, "use auto or cuda_ipc")
-    elif placement == "split" and transport == "vllm_ipc":
-        why = "it maps memory of the same GPU, and rollout.placement is split"
-        yield _fault("bridge.transport", transport, why, "use auto or nccl")
-    if transport.startswith("vllm_") and config.bridge.landing == "in_place":
-        why = f"transport {transport} delivers whole tensors in checkpoint form"
+    if transport == "vllm_nccl" and config.bridge.landing == "in_place":
+        why = "transport vllm_nccl delivers whole tensors in checkpoint form"
         yield _fault("bridge.landing", "in_place", why, "use auto or checkpoint")

@@ -255,7 +255,7 @@ class RolloutSection(Section):
         return EngineMesh(**sizes, expert_parallel=self.expert_parallel)
 
 
-Transport = Literal["auto", "gloo", "shm", "nccl", "cuda_ipc", "vllm_nccl", "vllm_ipc"]
+Transport = Literal["auto", "gloo", "shm", "nccl", "cuda_ipc", "vllm_nccl"]
 Landing = Literal["auto", "in_place", "checkpoint"]
 
 

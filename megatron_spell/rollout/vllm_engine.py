@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import numpy as np
 from pydantic import ValidationError
 
-from megatron_spell.config.schema import Landing, RolloutSection
+from megatron_spell.config.schema import Landing, RolloutSection, Transport
 from megatron_spell.rollout.engine import (
     EngineDied,
     EngineError,
@@ -37,9 +37,9 @@ class VllmEngine:
 
     `await start()` before anything else; all calls on one event loop. `version` names the weights in `model`.
     `update_timeout_s` bounds each step of a weight update. With `expert_choices` completions carry theirs; where vLLM
-    cannot return them `start` raises. `landing` is bridge.landing. With `in_flight` an update does not wait for the
-    requests under way: they are held, recompute their keys and values with the new weights, and go on; such a
-    completion says which version wrote which token.
+    cannot return them `start` raises. `landing` and `transport` are the bridge's settings. With `in_flight` an update
+    does not wait for the requests under way: they are held, compute their keys and values anew with the new weights,
+    and go on; such a completion says which version wrote which token.
     """
 
     def __init__(
@@ -52,10 +52,12 @@ class VllmEngine:
         update_timeout_s: float = 300.0,
         expert_choices: bool = False,
         landing: Landing = "auto",
+        transport: Transport = "auto",
         in_flight: bool = False,
     ) -> None:
         self.name = name
-        self._landing: Landing = landing
+        self._landing: Landing = "checkpoint" if transport == "vllm_nccl" else landing
+        self._transport: Transport = transport
         self._in_flight = in_flight
         self._reports: list[WorkerReport] = []
         self._asleep: Asleep | None = None
@@ -76,8 +78,14 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         try:
-            asked = {"expert_choices": self._expert_choices, "landing": self._landing}
-            args = engine_args(self._model, self._settings, self._seed, **asked)
+            args = engine_args(
+                self._model,
+                self._settings,
+                self._seed,
+                expert_choices=self._expert_choices,
+                landing=self._landing,
+                transport=self._transport,
+            )
             self._llm = AsyncLLM.from_engine_args(args)
         except Exception as error:
             raise EngineError(f"{self.name} did not start on {self._model}: {_one_line(error)}") from error

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_spell.config.schema import Landing, RolloutSection
+from megatron_spell.config.schema import Landing, RolloutSection, Transport
 from megatron_spell.rollout.engine import SamplingSpec
 from megatron_spell.types.seeds import stream_seed
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
 BACKEND = "megatron_spell"  # name of our weight-transfer backend
+NATIVE = {"vllm_nccl": "nccl"}  # bridge.transport -> vLLM's own backend
 MIN_BATCHED_TOKENS = 2048  # vLLM's own default on a CPU
 WORKER = "megatron_spell.rollout.vllm_worker.WorkerExtension"
 PLAIN_WORKER = "megatron_spell.rollout.vllm_plain_worker.WorkerExtension"  # keeps weights plain on a CPU
@@ -49,8 +50,9 @@ def engine_args(
     *,
     expert_choices: bool = False,
     landing: Landing = "auto",
+    transport: Transport = "auto",
 ) -> "AsyncEngineArgs":
-    """Token ids in and out, raw log-probs, prefix caching, weights through our own backend.
+    """Token ids in and out, raw log-probs, prefix caching, weights through our own backend or vLLM's (vllm_nccl).
 
     `expert_choices` asks for the experts of every token. vLLM 0.32 refuses that where it does not run its model runner
     V2, which wants Triton: no CPU build has a fitting one. Workers on a CPU keep plain weights only for `landing`
@@ -92,7 +94,7 @@ def engine_args(
         enable_prefix_caching=True,
         disable_log_stats=True,
         use_tqdm_on_load=False,
-        weight_transfer_config={"backend": BACKEND},
+        weight_transfer_config={"backend": NATIVE.get(transport, BACKEND)},
     )
 
 

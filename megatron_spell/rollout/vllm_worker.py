@@ -17,8 +17,9 @@ from vllm.platforms import current_platform
 from megatron_spell.bridge.executor import Receiver
 from megatron_spell.bridge.inventory import checkpoint_shapes
 from megatron_spell.bridge.planner import Plan
+from megatron_spell.bridge.transports import gloo, shm
 from megatron_spell.bridge.transports.base import Transport
-from megatron_spell.bridge.transports.gloo import rendezvous
+from megatron_spell.bridge.transports.meeting import open_store
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.rollout.checkpoint_form import elements_to_come, whole_shaped
 from megatron_spell.rollout.engine import EngineError
@@ -29,7 +30,7 @@ from megatron_spell.rollout.vllm_live import LiveWeights
 from megatron_spell.rollout.vllm_settings import BACKEND
 
 WIRE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TRANSPORTS = {"gloo": rendezvous}
+TRANSPORTS = ("gloo", "shm")
 
 
 @dataclass
@@ -83,14 +84,11 @@ class BridgeReceiver(WeightTransferEngine[Channel, Delivery]):
             if (value := getattr(init_info, field)) not in known:
                 raise EngineError(f"{field} {value!r} is not known to engines; known are {', '.join(known)}")
         rank = init_info.rank + worker_rank(self.parallel_config)
-        names = link_names(init_info.num_trainers, init_info.engine, init_info.size - init_info.num_trainers)
         dtype = WIRE_DTYPES[init_info.dtype]
         plan = Plan.from_json(init_info.plan)
         self._receiver = Receiver(plan, rank, dtype=dtype, bucket_bytes=init_info.bucket_bytes)
         self._elements, self._live = elements_to_come(plan, rank), dict(self.model.named_parameters())
-        meet = {"timeout_s": init_info.timeout_s, "names": names, "session": init_info.session}
-        open_transport = TRANSPORTS[init_info.transport]
-        self._transport = open_transport(init_info.host, init_info.port, rank, init_info.size, **meet)
+        self._transport = join(init_info, rank)
 
     def start_weight_update(self) -> None:
         if self._transport is None or self.report is None:
@@ -148,6 +146,16 @@ class WorkerExtension:
         place = self.weight_transfer_engine.report.place
         asked = probes_from_json(probes)
         return live_digests(self.get_model(), ModelShape.load(folder), place, asked, WIRE_DTYPES[dtype])
+
+
+def join(channel: Channel, rank: int) -> Transport:
+    """Meet the others of the link at the store that trainer rank 0 serves. Raises TransportError."""
+    names = link_names(channel.num_trainers, channel.engine, channel.size - channel.num_trainers)
+    store = open_store(channel.host, channel.port, serve=False, timeout_s=channel.timeout_s)
+    how = {"timeout_s": channel.timeout_s, "names": names, "session": channel.session}
+    if channel.transport == "shm":
+        return shm.join(store, rank, channel.size, **how)
+    return gloo.join(store, rank, channel.size, **how, address=gloo.loopback(channel.host))
 
 
 def worker_rank(parallel_config) -> int:

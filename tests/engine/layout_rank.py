@@ -99,7 +99,7 @@ def planted_faults(live: dict[str, torch.Tensor]):
             yield name, tensor.roll(len(tensor) // 2, 0)
         if "w13_weight" in name:
             yield name, tensor.roll(tensor.shape[1] // 2, 1)
-        if "w2_weight" in name or "w13_weight" in name:
+        if ("w2_weight" in name or "w13_weight" in name) and len(tensor) > 1:
             yield name, tensor.flip(0)
 
 

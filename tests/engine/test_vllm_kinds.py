@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from megatron_spell.bridge.boxes import Box, Inventory, Segment
 from megatron_spell.bridge.engine_inventory import engine_inventory
 from megatron_spell.bridge.inventory import checkpoint_inventory
 from megatron_spell.bridge.verify import Probe, digests
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.rollout import vllm_settings
-from megatron_spell.rollout.engine import EngineError, SamplingSpec
+from megatron_spell.rollout.engine import EngineError, EngineUnusable, SamplingSpec
 from megatron_spell.rollout.landing import WorkerReport
 from megatron_spell.rollout.vllm_engine import VllmEngine, with_experts_of_the_prompt
 from tests.engine.tiny_qwen3 import SETTINGS, VOCAB_SIZE, Reference, TrainerProcess, write_checkpoint, write_family
@@ -34,7 +35,7 @@ PROMPT = np.random.default_rng(0).integers(0, VOCAB_SIZE, 150).astype(np.int32)
 GREEDY = SamplingSpec(temperature=0.0, top_p=1.0, max_tokens=16)
 
 
-async def follow_two_updates(folders, settings, landing="auto") -> list[WorkerReport]:
+async def follow_two_updates(folders, settings, landing="auto", transport="gloo") -> list[WorkerReport]:
     """Weights of the one folder, then of the other, then of the first again: each time Hugging Face says the same.
 
     Returns how the workers took them.
@@ -43,7 +44,7 @@ async def follow_two_updates(folders, settings, landing="auto") -> list[WorkerRe
     try:
         await engine.start()
         reports = await engine.describe()
-        trainer = TrainerProcess(folders[0], reports)
+        trainer = TrainerProcess(folders[0], reports, transport=transport)
         await engine.connect(trainer.channel())
         for version, source in ((0, 0), (1, 1), (2, 0)):
             if version:
@@ -180,5 +181,41 @@ def test_each_worker_of_an_engine_takes_its_part(tmp_path, layout, landing, tied
 
 def test_one_worker_takes_weights_in_place(tmp_path):
     folders = [write_checkpoint(tmp_path / str(seed), tied=True, seed=seed) for seed in (0, 1)]
-    [report] = asyncio.run(follow_two_updates(folders, SETTINGS, "in_place"))
+    [report] = asyncio.run(follow_two_updates(folders, SETTINGS, "in_place", "shm"))
     assert (report.landing, report.reason, report.device) == ("in_place", "", "cpu")
+
+
+def test_a_loader_that_reads_more_than_was_sent_is_found_out(tmp_path):
+    """The fault planted: a worker that is said to hold the first rows only of a weight of which it holds all."""
+    folder, name = write_checkpoint(tmp_path / "model", seed=0), "model.layers.1.self_attn.k_proj.weight"
+
+    def half(held: Inventory) -> Inventory:
+        box = Box((0, 0), (32, 128))
+        return tuple(Segment(name, box, name, box) if s.hf_name == name else s for s in held)
+
+    async def play():
+        engine, trainer = VllmEngine(folder, SETTINGS), TrainerProcess(folder, edit=half)
+        try:
+            await engine.start()
+            await engine.connect(trainer.channel())
+            await engine.begin_update()
+            trainer.send(folder)
+            await engine.receive_weights({})
+            with pytest.raises(EngineError, match=r"loader read parts of .*layers.1.self_attn.qkv_proj.weight that"):
+                await engine.finish_update(1)
+            with pytest.raises(EngineUnusable):
+                await engine.generate(PROMPT, GREEDY)
+        finally:
+            await engine.close()
+            trainer.end()
+
+    asyncio.run(play())
+
+
+def test_in_place_where_it_cannot_be_is_refused_in_one_line(tmp_path, monkeypatch):
+    """The worker that packs its weights, told to take them in place."""
+    monkeypatch.setattr(vllm_settings, "PLAIN_WORKER", vllm_settings.WORKER)
+    engine = VllmEngine(write_checkpoint(tmp_path / "model", seed=0), SETTINGS, landing="in_place")
+    with pytest.raises(EngineError, match=r"bridge.landing = in_place: worker 0 cannot .* a packed copy of [^\n]*$"):
+        asyncio.run(engine.start())
+    asyncio.run(engine.close())

@@ -14,7 +14,8 @@ from megatron_spell.bridge.boxes import Inventory
 from megatron_spell.bridge.executor import Sender
 from megatron_spell.bridge.inventory import checkpoint_inventory
 from megatron_spell.bridge.planner import plan
-from megatron_spell.bridge.transports.gloo import rendezvous
+from megatron_spell.bridge.transports import gloo, shm
+from megatron_spell.bridge.transports.meeting import open_store
 from megatron_spell.cluster.local import free_port
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import RolloutSection
@@ -108,13 +109,18 @@ class TrainerProcess:
     """A process that holds checkpoints and sends one whenever told to, as bridge rank 0; engine workers follow.
 
     `reports` are the engine's; without them there is one worker, which takes whole tensors. `edit` changes what is
-    sent to each worker.
+    sent to each worker. `transport` is gloo or shm.
     """
 
     def __init__(
-        self, shape_of: Path, reports=None, *, edit: Callable[[Inventory], Inventory] = lambda held: held
+        self,
+        shape_of: Path,
+        reports=None,
+        *,
+        edit: Callable[[Inventory], Inventory] = lambda held: held,
+        transport: str = "gloo",
     ) -> None:
-        self.port = free_port()
+        self.port, self.transport = free_port(), transport
         shape = ModelShape.load(shape_of)
         held = checkpoint_inventory(shape)
         targets = [target_inventory(shape, report) for report in reports] if reports else [held]
@@ -123,7 +129,9 @@ class TrainerProcess:
         self.process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self._tell(json.dumps({"plan": self.plan, "port": self.port, "size": 1 + self.num_workers}))
+        self._tell(
+            json.dumps({"plan": self.plan, "port": self.port, "size": 1 + self.num_workers, "transport": transport})
+        )
 
     def channel(self) -> dict:
         return {
@@ -136,6 +144,7 @@ class TrainerProcess:
             "dtype": "float32",
             "bucket_bytes": BUCKET_BYTES,
             "timeout_s": TIMEOUT_S,
+            "transport": self.transport,
         }
 
     def send(self, folder: Path, *, die_after: int | None = None, check: int | None = None) -> None:
@@ -176,7 +185,9 @@ def _serve() -> None:
     from megatron_spell.bridge.planner import Plan
 
     start = json.loads(sys.stdin.readline())
-    transport = rendezvous("127.0.0.1", start["port"], 0, start["size"], timeout_s=120)
+    store = open_store("127.0.0.1", start["port"], serve=True, timeout_s=120)
+    join = {"gloo": gloo.join, "shm": shm.join}[start["transport"]]
+    transport = join(store, 0, start["size"], timeout_s=120)
     for line in sys.stdin:
         order = json.loads(line)
         tensors = load_file(Path(order["folder"]) / "model.safetensors")

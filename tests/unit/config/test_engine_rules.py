@@ -78,7 +78,11 @@ def test_what_vllm_can_do_on_gpus_is_no_fault(shape, sections):
             rollout(placement="colocated") | {"bridge": {"transport": "nccl"}},
             "bridge.transport = nccl: NCCL refuses two ranks on one GPU, and rollout.placement is colocated",
         ),
-        ({}, {"bridge": {"transport": "vllm_ipc"}}, "bridge.transport = vllm_ipc: it maps memory of the same GPU"),
+        (
+            {},
+            rollout(placement="colocated") | {"cluster": {"ray_address": "auto"}},
+            "rollout.placement = colocated: the Ray cluster that is joined does not know which GPUs",
+        ),
         (
             {},
             {"bridge": {"transport": "vllm_nccl", "landing": "in_place"}},

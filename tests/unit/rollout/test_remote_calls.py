@@ -29,6 +29,10 @@ def test_every_call_reaches_the_engine_and_its_errors_come_back():
         await engine.receive_weights({"a": 1})
         await engine.finish_update(2)
         assert (held.version, held.requests) == (2, [{"a": 1}])
+        assert await engine.sleep() is None
+        await engine.wake("weights")
+        await engine.wake("cache")
+        assert held.calls_of_sleep == ["sleep", "weights", "cache"]
         await engine.close()
         assert held.closed
         with pytest.raises(EngineDied, match="engine 2 was closed"):

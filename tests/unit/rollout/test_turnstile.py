@@ -95,3 +95,38 @@ def test_a_breakdown_wakes_and_refuses_everybody():
 def test_a_step_without_begin_is_refused():
     with pytest.raises(EngineError, match="no weight update was begun"):
         Turnstile("engine 0").expect_update()
+
+
+def test_an_update_in_flight_holds_later_requests_back_and_leaves_those_inside():
+    async def play():
+        turnstile, leave = Turnstile("engine 0"), asyncio.Event()
+
+        async def request():
+            async with turnstile.request(5):
+                await leave.wait()
+
+        inside = asyncio.create_task(request())
+        await asyncio.sleep(0)
+        await turnstile.close(5, drain=False)
+        assert turnstile.updating and turnstile.num_inside == 1
+        later = asyncio.create_task(request())
+        await asyncio.sleep(0)
+        assert turnstile.num_inside == 1
+        turnstile.reopen(1)
+        leave.set()
+        await asyncio.gather(inside, later)
+
+    asyncio.run(play())
+
+
+def test_who_is_inside_learns_that_the_engine_broke():
+    async def play():
+        turnstile = Turnstile("engine 0")
+        waiting = asyncio.create_task(turnstile.until_broken())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        turnstile.break_down("weights were lost")
+        with pytest.raises(EngineUnusable, match="engine 0 is unusable: weights were lost"):
+            await waiting
+
+    asyncio.run(play())

@@ -196,9 +196,7 @@ class VllmEngine:
             asleep.weights_woken = True
             return
         if not asleep.weights_woken or asleep.version is None:
-            raise EngineError(
-                f"{self.name} has dropped its weights in its sleep; wake them and update before the cache"
-            )
+            raise EngineError(f"{self.name} has no weights to wake up with: wake those and bring new ones first")
         await self._update_step("wake", llm.wake_up(["kv_cache"]))
         await self._update_step("reset_prefix_cache", self._drop_prefix_cache())
         self._asleep = None

@@ -25,7 +25,7 @@ from megatron_spell.rollout.checkpoint_form import elements_to_come, whole_shape
 from megatron_spell.rollout.engine import EngineError
 from megatron_spell.rollout.landing import WorkerReport, link_names, probes_from_json
 from megatron_spell.rollout.vllm_adaptations import check_loaded, prepare_reload, repair_reload
-from megatron_spell.rollout.vllm_inventory import describe, live_digests
+from megatron_spell.rollout.vllm_inventory import DTYPES, describe, live_digests
 from megatron_spell.rollout.vllm_live import LiveWeights
 from megatron_spell.rollout.vllm_settings import BACKEND
 
@@ -166,7 +166,7 @@ def worker_rank(parallel_config) -> int:
 def refuse_nan(model: torch.nn.Module) -> None:
     """Raise EngineError where the loader took something that was not sent: that was filled with NaN."""
     weights = LiveWeights(model)
-    wrong = [name for name in weights if weights[name].is_floating_point() and weights[name].isnan().any()]
+    wrong = [name for name in weights if weights[name].dtype in DTYPES and weights[name].isnan().any()]
     if wrong:
         raise EngineError(f"vLLM's loader read parts of {', '.join(wrong[:3])} that this worker was said not to hold")
 

@@ -2,25 +2,43 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_spell.rollout.engine import Engine, EngineError, EngineUnusable, Part, SamplingSpec
+from megatron_spell.rollout.engine import (
+    Engine,
+    EngineDied,
+    EngineError,
+    EngineTimeout,
+    EngineUnusable,
+    SamplingSpec,
+)
 from megatron_spell.types.play import Completion
 
-T = TypeVar("T")
-
 MAX_KEYS = 4096  # homes remembered; the caches of older ones are long overwritten
+MAX_TRIES = 3  # engines that one request may see die: what kills every engine must not be given to all of them
+
+OnLoss = Callable[[int, Engine, str], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Seat:
+    """A live engine; `load` is the number of samples under way on it."""
+
+    number: int
+    engine: Engine
+    load: int = 0
 
 
 class EnginePool:
     """Sends the requests of one key to one engine, where its prefix is cached, and shares keys and the rest evenly.
 
     Load is counted in samples under way. A key leaves its engine for the least loaded one when it has more than
-    `max_imbalance` samples more. Weight updates go to all engines at once; when one fails, the pool is unusable, for
-    its engines may hold different versions.
+    `max_imbalance` samples more. Engines have numbers, from 0 in the order given. One that dies, is unusable or does
+    not answer in time is lost: `on_loss(number, engine, why)` hears of it, and its requests go to another, where their
+    seeds give the same completions. Weights are brought to the single engines, not to the pool. One event loop only.
     """
 
     def __init__(
@@ -28,94 +46,81 @@ class EnginePool:
         engines: Sequence[Engine],
         *,
         max_imbalance: int = 64,
-        workers_per_engine: int = 1,
         name: str = "engines",
+        on_loss: OnLoss = lambda number, engine, why: None,
     ) -> None:
         if not engines:
             raise EngineError("a pool needs at least one engine")
         self.name = name
-        self._engines = tuple(engines)
-        self._loads = [0] * len(engines)
+        self._seats = {number: _Seat(number, engine) for number, engine in enumerate(engines)}
         self._homes: OrderedDict[str, int] = OrderedDict()
         self._max_imbalance = max_imbalance
-        self._workers_per_engine = workers_per_engine
-        self._broken: str | None = None
+        self._on_loss = on_loss
+        self._losses: list[str] = []
+        self._closed = False
 
     @property
-    def loads(self) -> tuple[int, ...]:
-        """Samples under way, by engine."""
-        return tuple(self._loads)
+    def live(self) -> dict[int, Engine]:
+        """The engines that get requests, by number."""
+        return {number: seat.engine for number, seat in sorted(self._seats.items())}
+
+    @property
+    def loads(self) -> dict[int, int]:
+        """Samples under way, by number of a live engine."""
+        return {number: seat.load for number, seat in sorted(self._seats.items())}
+
+    def lose(self, number: int, why: str) -> None:
+        """Give this engine no more requests; nothing where it has none. Requests under way on it end as it ends."""
+        seat = self._seats.pop(number, None)
+        if seat is not None:
+            self._losses.append(why)
+            self._on_loss(number, seat.engine, why)
+
+    def join(self, number: int, engine: Engine) -> None:
+        """Give this engine requests from now on; it must hold the weights that the others hold."""
+        if number in self._seats:
+            raise EngineError(f"{self.name}: number {number} is taken by {self._seats[number].engine.name}")
+        self._seats[number] = _Seat(number, engine)
 
     async def generate(
         self, prompt_ids_T: np.ndarray, spec: SamplingSpec, *, key: str | None = None
     ) -> list[Completion]:
-        self._check()
-        chosen = self._choose(key)
-        self._loads[chosen] += spec.n
-        try:
-            return await self._engines[chosen].generate(prompt_ids_T, spec, key=key)
-        finally:
-            self._loads[chosen] -= spec.n
-
-    async def connect(self, channel: dict) -> None:
-        """`channel["rank"]` is the bridge rank of the first engine's first worker; the others follow."""
-        ranks = [channel["rank"] + i * self._workers_per_engine for i in range(len(self._engines))]
-        await self._all([engine.connect({**channel, "rank": rank}) for engine, rank in zip(self._engines, ranks)])
-
-    async def begin_update(self) -> None:
-        await self._all([engine.begin_update() for engine in self._engines])
-
-    async def receive_weights(self, request: dict) -> None:
-        await self._all([engine.receive_weights(request) for engine in self._engines])
-
-    async def finish_update(self, version: int) -> None:
-        await self._all([engine.finish_update(version) for engine in self._engines])
-
-    async def sleep(self) -> str | None:
-        """The first reason of an engine that gave nothing back, None when all did."""
-        reasons = await self._all([engine.sleep() for engine in self._engines])
-        return next((reason for reason in reasons if reason is not None), None)
-
-    async def wake(self, part: Part) -> None:
-        await self._all([engine.wake(part) for engine in self._engines])
+        """As an engine's. Raises EngineDied naming the reasons when no engine is left, or `MAX_TRIES` were lost."""
+        for _ in range(MAX_TRIES):
+            seat = self._choose(key)
+            seat.load += spec.n
+            try:
+                return await seat.engine.generate(prompt_ids_T, spec, key=key)
+            except (EngineDied, EngineUnusable, EngineTimeout) as error:
+                why = str(error)
+            finally:
+                seat.load -= spec.n
+            if self._seats.get(seat.number) is seat:
+                self.lose(seat.number, why)
+        raise EngineDied(f"a prompt of {len(prompt_ids_T)} tokens was lost with {MAX_TRIES} engines: {why}")
 
     async def close(self) -> None:
-        """Close every engine, also when closing one fails; then the first failure is raised."""
-        self._broken = self._broken or "it was closed"
-        await _gather([engine.close() for engine in self._engines])
+        """Close every live engine, also when closing one fails; then the first failure is raised."""
+        self._closed = True
+        seats, self._seats = self._seats, {}
+        results = await asyncio.gather(*(s.engine.close() for s in seats.values()), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
 
-    def _choose(self, key: str | None) -> int:
-        least = min(range(len(self._loads)), key=lambda i: (self._loads[i], i))
+    def _choose(self, key: str | None) -> _Seat:
+        if self._closed:
+            raise EngineUnusable(f"{self.name} are unusable: they were closed")
+        if not self._seats:
+            raise EngineDied(f"no engine is left of {self.name}: {'; '.join(self._losses[-4:])}")
+        least = min(self._seats.values(), key=lambda seat: (seat.load, seat.number))
         if key is None:
             return least
-        home = self._homes.get(key, least)
-        if self._loads[home] - self._loads[least] > self._max_imbalance:
+        home = self._seats.get(self._homes.get(key, least.number), least)
+        if home.load - least.load > self._max_imbalance:
             home = least
-        self._homes[key] = home
+        self._homes[key] = home.number
         self._homes.move_to_end(key)
         if len(self._homes) > MAX_KEYS:
             self._homes.popitem(last=False)
         return home
-
-    async def _all(self, steps: list[Coroutine[Any, Any, T]]) -> list[T]:
-        try:
-            self._check()
-            return await _gather(steps)
-        except BaseException as error:
-            for step in steps:
-                step.close()
-            self._broken = self._broken or f"a weight update failed: {error}"
-            raise
-
-    def _check(self) -> None:
-        if self._broken is not None:
-            raise EngineUnusable(f"{self.name} are unusable: {self._broken}")
-
-
-async def _gather(steps: list[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run all to their end, then raise the first failure: none is left running on its own."""
-    results = await asyncio.gather(*steps, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results

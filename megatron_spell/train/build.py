@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import sys
 import time
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import psutil
 from rich.console import Console
@@ -19,13 +20,14 @@ from megatron_spell.evaluation.questions import load_questions
 from megatron_spell.roles.templates import Templates
 from megatron_spell.rollout.engine import Engine, EngineError
 from megatron_spell.rollout.remote import RemoteEngine
-from megatron_spell.rollout.router import EnginePool
 from megatron_spell.selfplay.collector import Collector
 from megatron_spell.selfplay.table import Table
 from megatron_spell.text.chat import ChatFormat
 from megatron_spell.text.tokenizer import Tokenizer
 from megatron_spell.train.background import Background
 from megatron_spell.train.crew import Crew
+from megatron_spell.train.fleet import Fleet
+from megatron_spell.train.links import ENGINE_MARGIN_S
 from megatron_spell.train.memory import MemoryWatch
 from megatron_spell.train.refresh import Refresh
 from megatron_spell.train.run import Run
@@ -49,7 +51,7 @@ def build_run(config: RunConfig, crew: Crew) -> Run:
         timeout_s=config.cluster.start_timeout_s,
     )
     try:
-        engines = EnginePool(background.run(_start_engines(config, cluster)))
+        fleet = background.run(_start_fleet(config, cluster, console.print))
     except BaseException:
         cluster.close()
         background.close()
@@ -57,12 +59,12 @@ def build_run(config: RunConfig, crew: Crew) -> Run:
 
     def shut() -> None:
         with contextlib.suppress(ClusterError, EngineError, TimeoutError):
-            background.run(engines.close(), config.cluster.start_timeout_s)
+            background.run(fleet.close(), config.cluster.start_timeout_s)
         cluster.close()
         store.close()
 
     console.print(f"engines ready after {time.perf_counter() - started:.0f} s")
-    table = build_table(config, store, engines)
+    table = build_table(config, store, fleet.pool)
     curriculum = Curriculum(config, catalog(store), config.seed)
     host = "127.0.0.1" if config.cluster.ray_address is None else own_address()
     return Run(
@@ -72,7 +74,7 @@ def build_run(config: RunConfig, crew: Crew) -> Run:
         table=table,
         curriculum=curriculum,
         collector=Collector(table, curriculum, config.play),
-        refresh=Refresh(config, crew, engines, background, host),
+        refresh=Refresh(config, crew, fleet, background, host, console.print),
         questions=load_questions(config.evaluation.questions) if config.evaluation.questions else [],
         memory=memory,
         background=background,
@@ -98,8 +100,10 @@ def catalog(store: TokenStore) -> Catalog:
     return Catalog(tuple(SetEntry(set_id, store.document_lengths(set_id)) for set_id in store.set_ids("train")))
 
 
-async def _start_engines(config: RunConfig, cluster: RayCluster) -> list[Engine]:
-    return list(await asyncio.gather(*(_start_engine(config, cluster, n) for n in range(config.rollout.engines))))
+async def _start_fleet(config: RunConfig, cluster: RayCluster, tell: Callable[[str], None]) -> Fleet:
+    start = partial(_start_engine, config, cluster)
+    engines = await asyncio.gather(*(start(number) for number in range(config.rollout.engines)))
+    return Fleet(engines, start, max_restarts=config.rollout.max_restarts, tell=tell)
 
 
 async def _start_engine(config: RunConfig, cluster: RayCluster, number: int) -> Engine:
@@ -109,7 +113,7 @@ async def _start_engine(config: RunConfig, cluster: RayCluster, number: int) -> 
         config.rollout,
         name=f"engine {number}",
         seed=config.seed,
-        update_timeout_s=config.bridge.timeout_s,
+        update_timeout_s=config.bridge.timeout_s + 2 * ENGINE_MARGIN_S,  # its transport's own limit comes first
         expert_choices=config.policy.moe.routing_replay != "never",
         log=config.run_folder.resolve() / "logs" / f"engine_{number}.log",
     )

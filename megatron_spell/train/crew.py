@@ -1,6 +1,7 @@
 """How rank 0, which plays, commands the trainer ranks, which follow: one command at a time, done by all together."""
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -59,6 +60,29 @@ class Crew:
                 f"{str(error).splitlines()[0]}"
             ) from None
         return said[0]
+
+
+def gatherer(timeout_s: float) -> Callable[[Any], list[Any]]:
+    """A function that gives each rank's plain record to all, in rank order, over a group of its own.
+
+    It raises TimeoutError when a rank is gone or does not answer within `timeout_s`. Made on all ranks together.
+    """
+    if not _many():
+        return lambda record: [record]
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+
+    def gather(record: Any) -> list[Any]:
+        told: list[Any] = [None] * dist.get_world_size()
+        try:
+            dist.all_gather_object(told, record, group=group)
+        except RuntimeError as error:
+            raise TimeoutError(
+                f"trainer rank {dist.get_rank()} did not hear from all other trainer ranks (limit {timeout_s:g} s): "
+                f"{str(error).splitlines()[0]}"
+            ) from None
+        return told
+
+    return gather
 
 
 def _many() -> bool:

@@ -1,16 +1,11 @@
 """What every trainer rank can be told to do by rank 0 (see crew.py)."""
 
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
-from megatron_spell.bridge.executor import Sender
-from megatron_spell.bridge.planner import Plan
-from megatron_spell.bridge.transports.base import Transport, peer_names
-from megatron_spell.bridge.transports.gloo import rendezvous
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import RunConfig
 from megatron_spell.observe import spans
@@ -18,25 +13,10 @@ from megatron_spell.policy.saving import PolicyState
 from megatron_spell.policy.step import StepReport
 from megatron_spell.policy.worker import MegatronPolicy
 from megatron_spell.train.checkpoints import CheckpointError, Checkpoints
+from megatron_spell.train.crew import gatherer
+from megatron_spell.train.links import Links, Meeting, Sent
 from megatron_spell.train.saving import BackgroundSave
 from megatron_spell.types.batches import PackedBatch
-
-
-@dataclass(frozen=True, slots=True)
-class Meeting:
-    """Where and as what trainers and engines form one bridge: trainers are its first ranks, engines the others.
-
-    Also what both ends must agree on: `dtype` on the wire and `bucket_bytes` of a message. Rank 0 serves at `port`.
-    """
-
-    plan: str
-    size: int
-    num_trainers: int
-    host: str
-    port: int
-    dtype: str
-    bucket_bytes: int
-    timeout_s: float
 
 
 class Member:
@@ -53,8 +33,9 @@ class Member:
         )
         self._asynchronous = config.checkpoint.asynchronous
         self._saving = BackgroundSave(f"trainer rank {rank_of_this_process()}", config.checkpoint.timeout_s)
-        self._transport: Transport | None = None
-        self._sender: Sender | None = None
+        # a rank may be waiting for an engine while the others wait for it
+        agree = gatherer(config.policy.timeout_s + config.bridge.timeout_s)
+        self._links = Links(rank_of_this_process(), self.policy.local_tensors, agree)
 
     def load_hf(self, folder: Path) -> None:
         """Weights from a Hugging Face folder; the optimizer starts anew."""
@@ -99,30 +80,17 @@ class Member:
         """One optimizer step. Raises TrustError before it is taken when the engines' weights are not the policy's."""
         return self.policy.update(batch)
 
-    def connect(self, meeting: Meeting) -> None:
-        """Meet the engines, who must be coming at the same time. Raises TransportTimeout naming who did not."""
-        names = peer_names(meeting.num_trainers, meeting.size - meeting.num_trainers)
-        self._sender = Sender(
-            Plan.from_json(meeting.plan),
-            rank_of_this_process(),
-            self.policy.local_tensors(),
-            dtype=getattr(torch, meeting.dtype),
-            bucket_bytes=meeting.bucket_bytes,
-        )
-        self._transport = rendezvous(
-            meeting.host,
-            meeting.port,
-            rank_of_this_process(),
-            meeting.size,
-            timeout_s=meeting.timeout_s,
-            names=names,
-        )
+    def connect(self, meetings: Sequence[Meeting]) -> dict[int, str]:
+        """See Links: meet engines, who must be coming at the same time; engine -> why there is no link to it."""
+        return self._links.connect(meetings)
 
-    def send(self) -> None:
-        """Send this rank's share of the weights as they are now; the engines must be receiving."""
-        if self._sender is None or self._transport is None:
-            raise RuntimeError("send before connect")
-        self._sender.run(self._transport)
+    def send(self, engines: Collection[int], check: int | None) -> Sent:
+        """See Links: send this rank's share of the weights as they are now to engines that are receiving."""
+        return self._links.send(engines, check)
+
+    def drop(self, engines: Collection[int]) -> None:
+        """Close the links to engines that are gone."""
+        self._links.drop(engines)
 
 
 def rank_of_this_process() -> int:

@@ -127,6 +127,7 @@ class Run:
 
     def update(self, batch: Batch) -> StepReport:
         with spans.span("update", step=self.step + 1):
+            self.refresh.rest()
             return self.crew.call("update", batch.packed)
 
     def publish(self, version: int) -> None:

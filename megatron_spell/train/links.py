@@ -1,0 +1,172 @@
+"""A trainer rank's ways to the engines: one link for each, so that a lost engine costs nobody but itself.
+
+A link is a transport of its own between all trainers and the workers of one engine, with a sender that runs in a thread
+of its own. Whatever goes wrong on a link is told to all trainer ranks before any of them goes on.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from megatron_spell.bridge.boxes import BridgeError
+from megatron_spell.bridge.executor import Sender, Tensors
+from megatron_spell.bridge.planner import Plan
+from megatron_spell.bridge.receipts import WrongWeights
+from megatron_spell.bridge.transports.base import Transport, TransportError
+from megatron_spell.bridge.transports.gloo import rendezvous
+
+# An engine waits so much longer for the trainers than they for it: theirs are the words that name the culprit.
+ENGINE_MARGIN_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where and as what the trainers and the workers of one engine form a link: trainers are its first ranks.
+
+    Also what both ends must agree on: `dtype` on the wire and `bucket_bytes` of a message. Rank 0 serves at `port`;
+    no two meetings have the same `session`. `plan` is the part that ends in this engine, in the link's ranks.
+    """
+
+    engine: int
+    name: str
+    plan: str
+    num_workers: int
+    num_trainers: int
+    host: str
+    port: int
+    dtype: str
+    bucket_bytes: int
+    timeout_s: float
+    session: str
+
+    @property
+    def size(self) -> int:
+        return self.num_trainers + self.num_workers
+
+    @property
+    def names(self) -> dict[int, str]:
+        """For error messages, by rank of the link."""
+        trainers = {rank: f"trainer rank {rank}" for rank in range(self.num_trainers)}
+        if self.num_workers == 1:
+            return trainers | {self.num_trainers: self.name}
+        return trainers | {self.num_trainers + i: f"{self.name} worker {i}" for i in range(self.num_workers)}
+
+    def channel(self) -> dict[str, Any]:
+        """What the engine is told (`vllm_worker.Channel` as plain values); `rank` is that of its first worker."""
+        alike = ("plan", "size", "num_trainers", "host", "port", "dtype", "bucket_bytes", "session")
+        own = {"rank": self.num_trainers, "timeout_s": self.timeout_s + ENGINE_MARGIN_S}
+        return {field: getattr(self, field) for field in alike} | own
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """How sending went, the same on every trainer rank: engine -> why it was lost, and what arrived wrong if any."""
+
+    lost: dict[int, str]
+    wrong: str | None = None
+
+
+def meet(meeting: Meeting, rank: int) -> Transport:
+    """The transport of trainer rank `rank` on this link. Raises TransportTimeout naming who did not come."""
+    limits = {"timeout_s": meeting.timeout_s, "names": meeting.names, "session": meeting.session}
+    return rendezvous(meeting.host, meeting.port, rank, meeting.size, **limits)
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    sender: Sender
+    transport: Transport
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """What went wrong on one rank; `kind` is "lost", "wrong" or "broken" (an error of our own)."""
+
+    engine: int
+    kind: str
+    text: str
+
+
+class Links:
+    """The links of one trainer rank. Every method runs on all trainer ranks together.
+
+    `tensors` gives what the rank sends, `agree` each rank's copy of a plain record, in rank order.
+    """
+
+    def __init__(self, rank: int, tensors: Callable[[], Tensors], agree: Callable[[list], list[list]]):
+        self._rank, self._tensors, self._agree = rank, tensors, agree
+        self._links: dict[int, _Link] = {}
+
+    def connect(self, meetings: Sequence[Meeting]) -> dict[int, str]:
+        """Meet engines, who must be coming at the same time; engine -> why there is no link to it.
+
+        A link that there was to such an engine is closed first. Each wait is within the meeting's limit.
+        """
+        self.drop([meeting.engine for meeting in meetings])
+        tensors = self._tensors()
+        failed = _side_by_side({m.engine: partial(self._open, m, tensors) for m in meetings})
+        return self._settle(failed).lost
+
+    def send(self, engines: Collection[int], check: int | None) -> Sent:
+        """Send this rank's share of the weights as they are now; the engines must be receiving.
+
+        `check` as for `Sender.run`. A link on which any rank failed is closed on all. No wait for an engine is longer
+        than the limit of its link.
+        """
+        links = {engine: self._links[engine] for engine in engines}
+        return self._settle(
+            _side_by_side({e: partial(link.sender.run, link.transport, check=check) for e, link in links.items()})
+        )
+
+    def drop(self, engines: Collection[int]) -> None:
+        """Close the links to these engines, as far as there are any."""
+        leaving = {engine: self._links.pop(engine) for engine in list(engines) if engine in self._links}
+        _side_by_side({engine: link.transport.close for engine, link in leaving.items()})
+
+    def close(self) -> None:
+        self.drop(list(self._links))
+
+    def _open(self, meeting: Meeting, tensors: Tensors) -> None:
+        dtype = getattr(torch, meeting.dtype)
+        plan = Plan.from_json(meeting.plan)
+        sender = Sender(plan, self._rank, tensors, dtype=dtype, bucket_bytes=meeting.bucket_bytes)
+        self._links[meeting.engine] = _Link(sender, meet(meeting, self._rank))
+
+    def _settle(self, failed: Mapping[int, Exception]) -> Sent:
+        """What all ranks met with; raises what is not an engine's fault, here and on rank 0."""
+        told = self._agree([(engine, _kind(error), _words(error)) for engine, error in failed.items()])
+        faults = [(rank, _Fault(*fault)) for rank, own in enumerate(told) for fault in own]
+        self.drop({fault.engine for _, fault in faults})
+        for error in failed.values():
+            if _kind(error) == "broken":
+                raise error
+        for rank, fault in faults:
+            if fault.kind == "broken" and self._rank == 0:
+                raise BridgeError(f"trainer rank {rank} failed on its link to engine {fault.engine}: {fault.text}")
+        wrong = [f"engine {fault.engine}: {fault.text}" for _, fault in faults if fault.kind == "wrong"]
+        lost: dict[int, str] = {}
+        for _, fault in faults:
+            lost.setdefault(fault.engine, fault.text)
+        return Sent(lost, "; ".join(wrong[:4]) or None)
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, WrongWeights):
+        return "wrong"
+    return "lost" if isinstance(error, TransportError) else "broken"
+
+
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, BridgeError) else f"{type(error).__name__}: {error}"
+
+
+def _side_by_side(work: Mapping[int, Callable[[], object]]) -> dict[int, Exception]:
+    """Do all, each in a thread of its own; what failed, by key."""
+    with ThreadPoolExecutor(max_workers=max(1, len(work)), thread_name_prefix="link") as threads:
+        under_way = {key: threads.submit(do) for key, do in work.items()}
+    found = {key: future.exception() for key, future in under_way.items()}
+    return {key: error for key, error in found.items() if isinstance(error, Exception)}

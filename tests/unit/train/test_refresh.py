@@ -210,9 +210,7 @@ def test_restarts_are_counted_and_the_end_names_every_reason(make):
     lab = make(rollout={"max_restarts": 2}, restart=refuse)
     for engine in lab.engines:
         engine.update_failures = {"begin_update": EngineDied(f"{engine.name} died")}
-    with pytest.raises(
-        EngineError, match=r"no engine is left, .*: engine 0 did not start: .*; engine 1 did not start:"
-    ):
+    with pytest.raises(EngineError, match=r"no engine is left, .*: engine 0 did not start: .*; engine 1 did not"):
         lab.refresh.publish(0)
     assert sorted(tries) == [0, 0, 1, 1]
     assert "engine 1 is given up: rollout.max_restarts = 2 are used up" in lab.told

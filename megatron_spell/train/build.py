@@ -47,7 +47,7 @@ def build_run(config: RunConfig, crew: Crew) -> Run:
     store = TokenStore.open(config.data.store)
     cluster = RayCluster.start(
         config.cluster.ray_address,
-        num_cpus=config.rollout.engines,  # of a Ray of our own, which places nothing but engines
+        num_cpus=config.rollout.engines * config.rollout.mesh().num_workers,  # of a Ray of our own, for engines only
         timeout_s=config.cluster.start_timeout_s,
     )
     try:
@@ -114,6 +114,7 @@ async def _start_engine(config: RunConfig, cluster: RayCluster, number: int) -> 
         name=f"engine {number}",
         seed=config.seed,
         update_timeout_s=config.bridge.timeout_s + 2 * ENGINE_MARGIN_S,  # its transport's own limit comes first
+        landing=config.bridge.landing,
         expert_choices=config.policy.moe.routing_replay != "never",
         log=config.run_folder.resolve() / "logs" / f"engine_{number}.log",
     )

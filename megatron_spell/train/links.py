@@ -18,6 +18,7 @@ from megatron_spell.bridge.planner import Plan
 from megatron_spell.bridge.receipts import WrongWeights
 from megatron_spell.bridge.transports.base import Transport, TransportError
 from megatron_spell.bridge.transports.gloo import rendezvous
+from megatron_spell.rollout.landing import link_names
 
 # An engine waits so much longer for the trainers than they for it: theirs are the words that name the culprit.
 ENGINE_MARGIN_S = 30.0
@@ -42,6 +43,7 @@ class Meeting:
     bucket_bytes: int
     timeout_s: float
     session: str
+    transport: str = "gloo"
 
     @property
     def size(self) -> int:
@@ -50,15 +52,12 @@ class Meeting:
     @property
     def names(self) -> dict[int, str]:
         """For error messages, by rank of the link."""
-        trainers = {rank: f"trainer rank {rank}" for rank in range(self.num_trainers)}
-        if self.num_workers == 1:
-            return trainers | {self.num_trainers: self.name}
-        return trainers | {self.num_trainers + i: f"{self.name} worker {i}" for i in range(self.num_workers)}
+        return link_names(self.num_trainers, self.name, self.num_workers)
 
     def channel(self) -> dict[str, Any]:
         """What the engine is told (`vllm_worker.Channel` as plain values); `rank` is that of its first worker."""
-        alike = ("plan", "size", "num_trainers", "host", "port", "dtype", "bucket_bytes", "session")
-        own = {"rank": self.num_trainers, "timeout_s": self.timeout_s + ENGINE_MARGIN_S}
+        alike = ("plan", "size", "num_trainers", "host", "port", "dtype", "bucket_bytes", "session", "transport")
+        own = {"rank": self.num_trainers, "timeout_s": self.timeout_s + ENGINE_MARGIN_S, "engine": self.name}
         return {field: getattr(self, field) for field in alike} | own
 
 

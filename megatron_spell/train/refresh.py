@@ -100,8 +100,8 @@ class Refresh:
     def _pause(self, taking: "_Taking") -> None:
         if self._is_colocated:
             taking.ask("wake", lambda engine: engine.wake("weights"))
-        taking.ask("begin_update", lambda engine: engine.begin_update())
         self._connect(taking)
+        taking.ask("begin_update", lambda engine: engine.begin_update())
 
     def _connect(self, taking: "_Taking") -> None:
         """Make links to newcomers, and close those whose engine is gone."""
@@ -110,7 +110,9 @@ class Refresh:
             del self._linked[number]
         if gone:
             self._crew.call("drop", gone)
-        found = taking.ask("describe", self._routes.targets_of, among=taking.engines.keys() - self._linked.keys())
+        found = taking.ask(
+            "describe", lambda engine: engine.describe(), among=taking.engines.keys() - self._linked.keys()
+        )
         for number, workers in found.items():
             if not self._routes.fit(workers):
                 name = taking.engines[number].name
@@ -128,7 +130,7 @@ class Refresh:
             engine=number,
             name=engine.name,
             plan=self._routes.part(number),
-            num_workers=config.rollout.mesh().num_workers,
+            num_workers=self._routes.num_workers(),
             num_trainers=config.policy.mesh.mesh().world_size,
             host=self._host,
             port=free_port(),

@@ -6,12 +6,12 @@ from dataclasses import replace
 import torch
 
 from megatron_spell.bridge.boxes import Inventory
-from megatron_spell.bridge.inventory import checkpoint_inventory, trainer_inventory
+from megatron_spell.bridge.inventory import trainer_inventory
 from megatron_spell.bridge.planner import Plan, plan
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import RunConfig
 from megatron_spell.layout.mesh import Mesh
-from megatron_spell.rollout.engine import Engine
+from megatron_spell.rollout.landing import WorkerReport, target_inventory
 
 
 def plan_refresh(shape: ModelShape, mesh: Mesh, workers: Sequence[Inventory], num_engines: int) -> Plan:
@@ -31,11 +31,6 @@ def part_of(whole: Plan, engine: int, *, num_trainers: int, num_workers: int) ->
     return Plan(tuple(replace(move, dst_rank=move.dst_rank - first + num_trainers) for move in moves))
 
 
-async def targets_of(engine: Engine, shape: ModelShape, num_workers: int) -> list[Inventory]:
-    """What each worker of the engine takes: whole Hugging Face tensors (checkpoint form)."""
-    return [checkpoint_inventory(shape)] * num_workers
-
-
 class Routes:
     """The parts of the plan by engine. All engines of a run are alike, so the first to say what it takes says it for
     all, and an engine that is started again finds its part as it was."""
@@ -43,20 +38,23 @@ class Routes:
     def __init__(self, config: RunConfig):
         self._shape = ModelShape.load(config.model.path)
         self._mesh = config.policy.mesh.mesh()
-        self._num_engines, self._num_workers = config.rollout.engines, config.rollout.mesh().num_workers
+        self._num_engines = config.rollout.engines
         self._itemsize = getattr(torch, config.rollout.dtype).itemsize
-        self._workers: list[Inventory] | None = None
+        self._form: list[tuple] | None = None
         self._parts: dict[int, str] = {}
         self._num_bytes: dict[int, int] = {}
 
-    async def targets_of(self, engine: Engine) -> list[Inventory]:
-        return await targets_of(engine, self._shape, self._num_workers)
+    def fit(self, workers: Sequence[WorkerReport]) -> bool:
+        """Whether an engine of these workers can be sent its part; for the first engine the plan is made."""
+        form = [(report.place, report.landing) for report in workers]
+        if self._form is None:
+            self._make([target_inventory(self._shape, report) for report in workers])
+            self._form = form
+        return self._form == form
 
-    def fit(self, workers: list[Inventory]) -> bool:
-        """Whether an engine whose workers take this can be sent its part; of the first engine the plan is made."""
-        if self._workers is None:
-            self._make(workers)
-        return self._workers == workers
+    def num_workers(self) -> int:
+        """Of an engine."""
+        return len(self._form or ())
 
     def part(self, engine: int) -> str:
         """The engine's part of the plan, as JSON, in the ranks of its link."""
@@ -72,4 +70,3 @@ class Routes:
             part = part_of(whole, engine, num_trainers=self._mesh.world_size, num_workers=len(workers))
             self._parts[engine] = part.to_json()
             self._num_bytes[engine] = sum(part.bytes_between(self._itemsize).values())
-        self._workers = workers

@@ -4,7 +4,11 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from megatron_spell.bridge.engine_inventory import engine_places
+from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import RunConfig
+from megatron_spell.rollout.engine import EngineError
+from megatron_spell.rollout.landing import WorkerReport
 from megatron_spell.rollout.scripted import ScriptedEngine
 from megatron_spell.train.background import Background
 from megatron_spell.train.crew import Crew
@@ -20,6 +24,10 @@ class NotingEngine(ScriptedEngine):
     journal: list[tuple[str, str]] = field(default_factory=list)
     hangs: set[str] = field(default_factory=set)
     channels: list[dict] = field(default_factory=list)
+    reports: list[WorkerReport] = field(default_factory=list)
+
+    async def describe(self) -> list[WorkerReport]:
+        return self.reports
 
     async def connect(self, channel: dict) -> None:
         self.channels.append(channel)
@@ -28,6 +36,8 @@ class NotingEngine(ScriptedEngine):
 
     async def begin_update(self) -> None:
         await self._note("begin_update")
+        if not self.channels:
+            raise EngineError(f"{self.name}: a weight update was begun before the channel was opened")
         await ScriptedEngine.begin_update(self)
 
     async def receive_weights(self, request: dict) -> None:
@@ -110,13 +120,15 @@ def make_lab(
     journal: list[tuple[str, str]] = []
     told: list[str] = [] if tell is None else tell
     background = Background()
+    places = engine_places(ModelShape.load(config.model.path), config.rollout.mesh())
+    reports = [WorkerReport(i, place, "checkpoint", "scripted", "here", "cpu") for i, place in enumerate(places)]
     made: list[NotingEngine] = []
 
     async def start(number: int) -> NotingEngine:
         error = restart(number) if len(made) >= config.rollout.engines else None
         if error is not None:
             raise error
-        made.append(NotingEngine(lambda *_: [number], name=f"engine {number}", journal=journal))
+        made.append(NotingEngine(lambda *_: [number], name=f"engine {number}", journal=journal, reports=reports))
         return made[-1]
 
     async def make_fleet() -> Fleet:

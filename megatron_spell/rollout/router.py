@@ -38,7 +38,8 @@ class EnginePool:
     Load is counted in samples under way. A key leaves its engine for the least loaded one when it has more than
     `max_imbalance` samples more. Engines have numbers, from 0 in the order given. One that dies, is unusable or does
     not answer in time is lost: `on_loss(number, engine, why)` hears of it, and its requests go to another, where their
-    seeds give the same completions. Weights are brought to the single engines, not to the pool. One event loop only.
+    seeds give the same completions. When none is live, requests wait for one to join as long as `is_hope` says that one
+    may, `wait_s` at most. Weights are brought to the single engines, not to the pool. One event loop only.
     """
 
     def __init__(
@@ -48,6 +49,8 @@ class EnginePool:
         max_imbalance: int = 64,
         name: str = "engines",
         on_loss: OnLoss = lambda number, engine, why: None,
+        is_hope: Callable[[], bool] = lambda: False,
+        wait_s: float = 0.0,
     ) -> None:
         if not engines:
             raise EngineError("a pool needs at least one engine")
@@ -55,7 +58,8 @@ class EnginePool:
         self._seats = {number: _Seat(number, engine) for number, engine in enumerate(engines)}
         self._homes: OrderedDict[str, int] = OrderedDict()
         self._max_imbalance = max_imbalance
-        self._on_loss = on_loss
+        self._on_loss, self._is_hope, self._wait_s = on_loss, is_hope, wait_s
+        self._changed = asyncio.Event()
         self._losses: list[str] = []
         self._closed = False
 
@@ -81,12 +85,19 @@ class EnginePool:
         if number in self._seats:
             raise EngineError(f"{self.name}: number {number} is taken by {self._seats[number].engine.name}")
         self._seats[number] = _Seat(number, engine)
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Have requests that wait for an engine see whether there is one, or still hope."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def generate(
         self, prompt_ids_T: np.ndarray, spec: SamplingSpec, *, key: str | None = None
     ) -> list[Completion]:
         """As an engine's. Raises EngineDied naming the reasons when no engine is left, or `MAX_TRIES` were lost."""
         for _ in range(MAX_TRIES):
+            await self._somebody()
             seat = self._choose(key)
             seat.load += spec.n
             try:
@@ -102,17 +113,27 @@ class EnginePool:
     async def close(self) -> None:
         """Close every live engine, also when closing one fails; then the first failure is raised."""
         self._closed = True
+        self.look_again()
         seats, self._seats = self._seats, {}
         results = await asyncio.gather(*(s.engine.close() for s in seats.values()), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
 
-    def _choose(self, key: str | None) -> _Seat:
+    async def _somebody(self) -> None:
+        """Return with at least one engine live."""
+        try:
+            async with asyncio.timeout(self._wait_s):
+                while not self._seats and not self._closed and self._is_hope():
+                    await self._changed.wait()
+        except TimeoutError:
+            self._losses.append(f"waited {self._wait_s:g} s for one to be started again")
         if self._closed:
             raise EngineUnusable(f"{self.name} are unusable: they were closed")
         if not self._seats:
             raise EngineDied(f"no engine is left of {self.name}: {'; '.join(self._losses[-4:])}")
+
+    def _choose(self, key: str | None) -> _Seat:
         least = min(self._seats.values(), key=lambda seat: (seat.load, seat.number))
         if key is None:
             return least

@@ -103,7 +103,8 @@ def catalog(store: TokenStore) -> Catalog:
 async def _start_fleet(config: RunConfig, cluster: RayCluster, tell: Callable[[str], None]) -> Fleet:
     start = partial(_start_engine, config, cluster)
     engines = await asyncio.gather(*(start(number) for number in range(config.rollout.engines)))
-    return Fleet(engines, start, max_restarts=config.rollout.max_restarts, tell=tell)
+    limits = {"max_restarts": config.rollout.max_restarts, "start_timeout_s": config.rollout.start_timeout_s}
+    return Fleet(engines, start, **limits, tell=tell)
 
 
 async def _start_engine(config: RunConfig, cluster: RayCluster, number: int) -> Engine:

@@ -16,7 +16,8 @@ class Fleet:
     """Starts lost engines again, each `max_restarts` times at most, and knows who can be given weights.
 
     `pool` holds the engines that serve. One that was started again is *back*, but serves only once `admit` says that it
-    holds the policy's weights. `start(number)` starts an engine, `tell(line)` is for people. One event loop only.
+    holds the policy's weights. `start(number)` starts an engine, which is waited for no longer than `start_timeout_s`;
+    `tell(line)` is for people. One event loop only.
     """
 
     def __init__(
@@ -25,9 +26,12 @@ class Fleet:
         start: Callable[[int], Awaitable[Engine]],
         *,
         max_restarts: int,
+        start_timeout_s: float,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.pool = EnginePool(engines, on_loss=self._part_with)
+        self._wait_s = start_timeout_s + CLOSE_S  # the start's own limit comes first
+        hope = {"is_hope": lambda: bool(self._starting or self._back), "wait_s": self._wait_s + CLOSE_S}
+        self.pool = EnginePool(engines, on_loss=self._part_with, **hope)
         self._start, self._max_restarts, self._tell = start, max_restarts, tell
         self._restarts: dict[int, int] = defaultdict(int)
         self._reasons: dict[int, str] = {}  # the last of each number
@@ -37,6 +41,10 @@ class Fleet:
     async def present(self) -> dict[int, Engine]:
         """The engines that can be given weights, by number: those that serve and those that are back."""
         return dict(sorted({**self.pool.live, **self._back}.items()))
+
+    async def awaits_weights(self) -> bool:
+        """Whether nobody serves, and somebody would if it had the weights."""
+        return bool(self._back) and not self.pool.live
 
     async def lose(self, number: int, engine: Engine, why: str) -> None:
         """Part with an engine: it gets no more requests, is ended, and started again. Nothing if that was done."""
@@ -53,13 +61,13 @@ class Fleet:
                 self.pool.join(number, self._back.pop(number))
                 self._tell(f"{engine.name} serves again, with the weights of version {version}")
 
-    async def wait_for_one(self, limit_s: float) -> None:
-        """Return when an engine is present. Raises EngineError with all reasons when none will be within the limit."""
-        deadline = asyncio.get_running_loop().time() + limit_s
+    async def wait_for_one(self) -> None:
+        """Return when an engine is present. Raises EngineDied with all reasons when none is started again in time."""
+        deadline = asyncio.get_running_loop().time() + self._wait_s
         while not (self.pool.live or self._back):
             left_s = deadline - asyncio.get_running_loop().time()
             if not self._starting or left_s <= 0:
-                why = f"waited {limit_s:g} s for one to start again" if self._starting else "none is started again"
+                why = f"waited {self._wait_s:g} s for one to start again" if self._starting else "none is started again"
                 reasons = "; ".join(reason for _, reason in sorted(self._reasons.items()))
                 raise EngineDied(f"no engine is left, and {why}: {reasons}")
             await asyncio.wait(self._starting.values(), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
@@ -78,7 +86,11 @@ class Fleet:
         self._tell(f"{engine.name} is lost: {why}")
         task = asyncio.create_task(self._bring_back(number, engine), name=f"start engine {number} again")
         self._starting[number] = task
-        task.add_done_callback(lambda _: self._starting.pop(number, None))
+        task.add_done_callback(lambda _: self._started(number))
+
+    def _started(self, number: int) -> None:
+        del self._starting[number]
+        self.pool.look_again()
 
     async def _bring_back(self, number: int, lost: Engine) -> None:
         await _ended(lost)

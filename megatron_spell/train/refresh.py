@@ -6,10 +6,10 @@ it leaves the pool, is started again, and comes back with the weights of a later
 
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from itertools import count, pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from megatron_spell.bridge.receipts import WrongWeights
 from megatron_spell.cluster.local import free_port
@@ -17,9 +17,12 @@ from megatron_spell.config.schema import RunConfig
 from megatron_spell.rollout.engine import Engine, EngineError
 from megatron_spell.train.background import Background
 from megatron_spell.train.crew import Crew
-from megatron_spell.train.fleet import CLOSE_S, Fleet
+from megatron_spell.train.fleet import Fleet
 from megatron_spell.train.links import Meeting, Sent
 from megatron_spell.train.routes import Routes
+
+LOOK_S = 0.5  # how often it is looked whether engines that play want weights
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +88,27 @@ class Refresh:
             marks.append(time.perf_counter())
             if taking.engines:
                 break
-            self._background.run(self._fleet.wait_for_one(self._config.rollout.start_timeout_s + CLOSE_S))
+            self._background.run(self._fleet.wait_for_one())
         num_bytes = sum(self._routes.num_bytes(number) for number in taking.engines)
         seconds = [after - before for before, after in pairwise(marks)]
         return Refreshed(num_bytes, len(taking.engines), marks[-1] - started, *seconds)
+
+    def while_playing(self, work: Coroutine[Any, Any, T], version: int) -> T:
+        """The result of `work`, which asks engines; raises what it raises, and what `publish` does.
+
+        When the last engine is lost meanwhile, the first that is started again is given the policy's present weights,
+        those of `version`, and the requests that wait go on.
+        """
+        future = self._background.start(work)
+        try:
+            while not future.done():
+                wait([future], timeout=LOOK_S)
+                if self._background.run(self._fleet.awaits_weights()):
+                    self.publish(version)
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
 
     def rest(self) -> None:
         """Let engines that share the trainers' GPUs give their memory back until the next publish."""

@@ -100,7 +100,7 @@ class Run:
     def collect(self) -> Taken:
         progress = CollectProgress(self.step + 1, self.config.play.questions_per_step, self.console)
         with spans.span("collect", step=self.step + 1), progress:
-            return self.background.run(self.collector.take(progress.round_ended))
+            return self.refresh.while_playing(self.collector.take(progress.round_ended), self.step)
 
     def assemble(self, taken: Taken) -> Batch:
         """Rows and bins of the step. Raises NothingToTrain."""
@@ -169,7 +169,7 @@ class Run:
 
     def _evaluate(self, when: str) -> None:
         with spans.span("evaluate", step=self.step):
-            result = self.background.run(evaluate(self.questions, self.table))
+            result = self.refresh.while_playing(evaluate(self.questions, self.table), self.step)
         entry = {"when": when, "step": self.step, **asdict(result)}
         write_whole(self.folder.evaluations, [json_line(e) for e in [*self.evaluations(), entry]])
         overall = result.overall

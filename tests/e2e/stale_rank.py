@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megatron_spell.bridge.executor import Sender
 from megatron_spell.config.schema import RunConfig
-from megatron_spell.train import member
+from megatron_spell.train import links
 from megatron_spell.train.worker import work
 
 
@@ -16,5 +16,5 @@ class StaleSender(Sender):
 
 
 if __name__ == "__main__":
-    member.Sender = StaleSender
+    links.Sender = StaleSender
     sys.exit(work(RunConfig.model_validate(json.loads(Path(sys.argv[1]).read_text()))))

@@ -143,10 +143,15 @@ def assert_all_end(processes: list[psutil.Process]) -> None:
 
 
 @pytest.mark.parametrize("victim", ["EngineCore", "rank 1"])
-def test_a_process_killed_ends_the_run_in_words_and_leaves_its_checkpoint(store, tmp_path, victim):
+def test_a_process_killed_for_good_ends_the_run_in_words_and_leaves_its_checkpoint(store, tmp_path, victim):
     folder = tmp_path / "victim"
     run = subprocess.Popen(
-        [sys.executable, "-m", "megatron_spell.cli.main", *train_command(overrides(store, folder, steps=50))],
+        [
+            sys.executable,
+            "-m",
+            "megatron_spell.cli.main",
+            *train_command(overrides(store, folder, steps=50, **{"rollout.max_restarts": 0})),
+        ],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

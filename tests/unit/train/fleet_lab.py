@@ -133,7 +133,8 @@ def make_lab(
 
     async def make_fleet() -> Fleet:
         engines = [await start(number) for number in range(config.rollout.engines)]
-        return Fleet(engines, start, max_restarts=config.rollout.max_restarts, tell=told.append)
+        limits = {"max_restarts": config.rollout.max_restarts, "start_timeout_s": config.rollout.start_timeout_s}
+        return Fleet(engines, start, **limits, tell=told.append)
 
     fleet = background.run(make_fleet())
     trainers = ScriptedTrainers(journal)

@@ -5,16 +5,18 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatron_spell.bridge.planner import Plan
 from megatron_spell.bridge.receipts import WrongWeights
 from megatron_spell.config.schema import RunConfig
-from megatron_spell.rollout.engine import EngineDied, EngineError
+from megatron_spell.rollout.engine import EngineDied, EngineError, SamplingSpec
 from megatron_spell.train.links import ENGINE_MARGIN_S, Sent
 from tests.unit.train import fleet_lab
 from tests.unit.train.fleet_lab import Lab
 
+PROMPT = np.arange(3, dtype=np.int32)
 MODEL = {
     "model_type": "qwen3",
     "vocab_size": 65,
@@ -259,3 +261,27 @@ def test_planning_counts_an_engine_of_several_workers_as_that_many_ranks(make):
     assert [(c["rank"], c["size"]) for c in channels] == [(2, 4), (2, 4)]
     assert lab.trainers.meetings[0].names[3] == "engine 0 worker 1"
     assert {move.dst_rank for move in Plan.from_json(channels[1]["plan"]).moves} == {2, 3}
+
+
+def test_play_goes_on_when_the_last_engine_dies_and_is_started_again(make):
+    """The engine that comes back is given the weights of the step that is being played."""
+    lab = make(rollout={"engines": 1})
+    lab.refresh.publish(6)
+    lab.engines[0].failures = {1: EngineDied("engine 0 died in a completion")}
+    spec = SamplingSpec(temperature=0.0, top_p=1.0, max_tokens=2)
+
+    async def play():
+        return [(await lab.fleet.pool.generate(PROMPT, spec))[0].version for _ in range(3)]
+
+    assert lab.refresh.while_playing(play(), version=6) == [6, 6, 6]
+    assert lab.live() == {0: lab.engines[1]}
+    assert lab.trainers.checks == [6, 6]
+
+
+def test_play_that_fails_fails_as_it_would(make):
+    lab = make(rollout={"engines": 1, "max_restarts": 0})
+    lab.refresh.publish(0)
+    lab.engines[0].failures = {0: EngineDied("engine 0 died in a completion")}
+    spec = SamplingSpec(temperature=0.0, top_p=1.0, max_tokens=2)
+    with pytest.raises(EngineDied, match="no engine is left of engines: engine 0 died in a completion"):
+        lab.refresh.while_playing(lab.fleet.pool.generate(PROMPT, spec), version=0)

@@ -1,7 +1,8 @@
 """Two real trainer ranks and two real engines, one of which is struck while weights are on their way to it.
 
-argv: CONFIG.json OUT SIGNAL. Rank 0 writes OUT/said.json: for each publish the engines that serve, what each says, and
-what people were told; all ranks together export each version's weights to OUT/version_N.
+argv: CONFIG.json OUT SIGNAL PROCESS. PROCESS is "Worker", which receives, or "EngineCore", which commands it. Rank 0
+writes OUT/said.json: for each publish the engines that serve, what each says, and what people were told; all ranks
+together export each version's weights to OUT/version_N.
 """
 
 import asyncio
@@ -31,10 +32,10 @@ RESTART_LIMIT_S = 240
 
 
 class Strike:
-    """Sends `signal_number` to the victim's engine core when bucket number STRUCK_BUCKET is sent to it."""
+    """Sends `signal_number` to a process of the victim when bucket number STRUCK_BUCKET is sent to it."""
 
-    def __init__(self, log: Path, signal_number: int):
-        self.log, self.signal_number = log, signal_number
+    def __init__(self, log: Path, signal_number: int, process: str):
+        self.log, self.signal_number, self.process = log, signal_number, process
         self.is_armed = False
         self.struck: list[int] = []
         self._sent = 0
@@ -52,14 +53,14 @@ class Strike:
         self._sent += self.is_armed
         if self._sent == STRUCK_BUCKET:
             self.is_armed, self._sent = False, 0
-            self.struck = [process.pid for process in psutil.process_iter() if self._is_core(process)]
+            self.struck = [process.pid for process in psutil.process_iter() if self._is_struck(process)]
             for pid in self.struck:
                 os.kill(pid, self.signal_number)
 
-    def _is_core(self, process: psutil.Process) -> bool:
+    def _is_struck(self, process: psutil.Process) -> bool:
         try:
             output = Path(f"/proc/{process.pid}/fd/1").resolve()
-            return output == self.log and "EngineCore" in " ".join([process.name(), *process.cmdline()])
+            return output == self.log and f"VLLM::{self.process}" in " ".join([process.name(), *process.cmdline()])
         except (OSError, psutil.Error):
             return False
 
@@ -79,9 +80,9 @@ async def started_again(fleet) -> None:
     await asyncio.gather(*fleet._starting.values())
 
 
-def lead(run: Run, vocab_size: int, out: Path, signal_number: int) -> None:
+def lead(run: Run, vocab_size: int, out: Path, signal_number: int, process: str) -> None:
     batch = pack(rows(vocab_size), row_weights(rows(vocab_size), "per_role"), num_dp=1, max_bin_tokens=512)
-    strike = Strike((run.config.run_folder / "logs" / f"engine_{VICTIM}.log").resolve(), signal_number)
+    strike = Strike((run.config.run_folder / "logs" / f"engine_{VICTIM}.log").resolve(), signal_number, process)
     fleet, told = run.refresh._fleet, []
     fleet._tell = told.append
     run.crew.call("load_hf", run.config.model.path)
@@ -101,7 +102,7 @@ def lead(run: Run, vocab_size: int, out: Path, signal_number: int) -> None:
     run.close()
 
 
-def main(config_path: str, out: str, signal_name: str) -> None:
+def main(config_path: str, out: str, signal_name: str, process: str) -> None:
     config = RunConfig.model_validate(json.loads(Path(config_path).read_text()))
     setup.initialise(config.policy.mesh.mesh(), config.policy.timeout_s)
     shape = ModelShape.load(config.model.path)
@@ -109,7 +110,7 @@ def main(config_path: str, out: str, signal_name: str) -> None:
     if rank_of_this_process():
         crew.follow()
     else:
-        lead(build_run(config, crew), shape.vocab_size, Path(out), signal.Signals[signal_name])
+        lead(build_run(config, crew), shape.vocab_size, Path(out), signal.Signals[signal_name], process)
     setup.shut_down()
 
 

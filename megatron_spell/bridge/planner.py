@@ -202,10 +202,14 @@ def _refuse_doubled_targets(rank: int, inventory: Inventory) -> None:
 
 
 def _refuse_holes(rank: int, inventory: Inventory) -> None:
-    """What lies before the end of a tensor's segments must be filled; behind it there may be padding."""
+    """What lies before the end of a tensor's segments must be filled; behind it there may be padding.
+
+    A part of a Hugging Face tensor in that tensor's own coordinates is what the target asks for, and all it gets.
+    """
     by_name: dict[str, list[Box]] = defaultdict(list)
     for segment in inventory:
-        by_name[segment.local_name].append(segment.local_box)
+        if (segment.local_name, segment.local_box) != (segment.hf_name, segment.hf_box):
+            by_name[segment.local_name].append(segment.local_box)
     for name, boxes in by_name.items():
         stop = tuple(max(sizes) for sizes in zip(*(box.stop for box in boxes)))
         stretches = [(0, 0, stop[0])]

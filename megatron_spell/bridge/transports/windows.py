@@ -74,7 +74,8 @@ class _Shown:
     """What this rank has shown to one peer."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
-    exposed: list[torch.Tensor] = field(default_factory=list)  # kept, so that no other tensor comes to stand there
+    is_exposed: bool = False
+    kept: list[torch.Tensor] = field(default_factory=list)  # what is exposed, so that nothing else comes to stand there
     is_current: bool = False
     peer_fences: list[Fence] | None = None
 
@@ -191,7 +192,7 @@ class WindowTransport:
     def expose(self, tensors: Mapping[str, torch.Tensor], peers: Collection[int]) -> None:
         """Let `peers` read these tensors, whose memory must be of this transport's kind, as they are at any `offer`.
 
-        The storages must stay where they are until `close`. Raises TransportError naming a tensor that cannot be seen.
+        The storages must stay where they are until `close`. A second call replaces what a peer reads. Raises TransportError naming a tensor that cannot be seen.
         """
         for peer in peers:
             content, fds = self._describe(tensors, self._shown.setdefault(peer, _Shown()))
@@ -207,8 +208,10 @@ class WindowTransport:
     def exposed(self, src: int) -> dict[str, torch.Tensor]:
         """What `src` exposes to this rank; the first call waits for it. Read them only while they are borrowed."""
         seen = self._seen_of(src)
-        if seen.tensors is None:
+        message = self._sockets.pop(src, Kind.EXPOSED)
+        if message is None and seen.tensors is None:
             message = self._sockets.next(src, Kind.EXPOSED, 0, f"{self.party.name(src)} to expose its tensors")
+        if message is not None:
             record, storages = self._see_all(message)
             seen.tensors = {name: _view(storages[i], *how) for name, (i, *how) in record["tensors"].items()}
             self._open_fences(src, {_EXPOSED_SLOT: record["fence"]})
@@ -216,6 +219,8 @@ class WindowTransport:
 
     def offer(self, dst: int, tag: int) -> _Pending:
         """Let `dst` read what is exposed to it; the tensors must not change before the pending's `wait` returned."""
+        if not self._shown.get(dst, _Shown()).is_exposed:
+            raise TransportError(f"{self.party.me} has exposed nothing to {self.party.name(dst)}")
         return self._tell_holds(dst, tag, _EXPOSED_SLOT, 0, self.party.taking(dst, tag, 0))
 
     def borrow(self, src: int, tag: int) -> Borrowed:
@@ -329,7 +334,8 @@ class WindowTransport:
             dtype = str(tensor.dtype).removeprefix("torch.")
             places[name] = (starts[start], dtype, tensor.storage_offset(), tensor.shape, tensor.stride())
         segments, fds = self._show(holders, shown)
-        shown.exposed += holders
+        shown.kept += holders
+        shown.is_exposed = True
         record = {"segments": segments, "fence": self._fences[_EXPOSED_SLOT].handle, "tensors": places}
         return json.dumps(record).encode(), fds
 

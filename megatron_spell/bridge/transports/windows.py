@@ -192,7 +192,9 @@ class WindowTransport:
     def expose(self, tensors: Mapping[str, torch.Tensor], peers: Collection[int]) -> None:
         """Let `peers` read these tensors, whose memory must be of this transport's kind, as they are at any `offer`.
 
-        The storages must stay where they are until `close`. A second call replaces what a peer reads. Raises TransportError naming a tensor that cannot be seen.
+        The storages must stay where they are until `close`; a second call replaces what a peer reads.
+
+        Raises TransportError where a tensor cannot be seen.
         """
         for peer in peers:
             content, fds = self._describe(tensors, self._shown.setdefault(peer, _Shown()))
@@ -208,13 +210,11 @@ class WindowTransport:
     def exposed(self, src: int) -> dict[str, torch.Tensor]:
         """What `src` exposes to this rank; the first call waits for it. Read them only while they are borrowed."""
         seen = self._seen_of(src)
-        message = self._sockets.pop(src, Kind.EXPOSED)
-        if message is None and seen.tensors is None:
-            message = self._sockets.next(src, Kind.EXPOSED, 0, f"{self.party.name(src)} to expose its tensors")
-        if message is not None:
-            record, storages = self._see_all(message)
-            seen.tensors = {name: _view(storages[i], *how) for name, (i, *how) in record["tensors"].items()}
-            self._open_fences(src, {_EXPOSED_SLOT: record["fence"]})
+        if seen.tensors is None:
+            what = f"{self.party.name(src)} to expose its tensors"
+            seen.tensors = self._see_exposed(src, self._sockets.next(src, Kind.EXPOSED, 0, what))
+        while (message := self._sockets.pop(src, Kind.EXPOSED)) is not None:
+            seen.tensors = self._see_exposed(src, message)
         return seen.tensors
 
     def offer(self, dst: int, tag: int) -> _Pending:
@@ -310,6 +310,11 @@ class WindowTransport:
         while (message := self._sockets.pop(src, Kind.WINDOWS)) is not None:
             record, self._seen_of(src).windows = self._see_all(message)
             self._open_fences(src, dict(enumerate(record["fences"])))
+
+    def _see_exposed(self, src: int, message: Message) -> dict[str, torch.Tensor]:
+        record, storages = self._see_all(message)
+        self._open_fences(src, {_EXPOSED_SLOT: record["fence"]})
+        return {name: _view(storages[i], *how) for name, (i, *how) in record["tensors"].items()}
 
     def _open_fences(self, src: int, handles: dict[int, str]) -> None:
         """Open the peer's fences and let it have this rank's own."""

@@ -24,6 +24,7 @@ import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -124,11 +125,8 @@ class Side:
         return seconds, max(worked, *_SECONDS.unpack(self.shm.collect(other, 1, _SECONDS.size)))
 
     def has_landed(self) -> bool:
-        """Compare what landed with what was sent: every byte, by a sum and a weighted sum of each tensor."""
-        weights = torch.arange(self.bucket_bytes, dtype=torch.int64) % 65521
-        sums = b"".join(
-            int(n).to_bytes(8, "big") for t in self.tensors for n in (t.sum(), (t.to(torch.int64) * weights).sum())
-        )
+        """Compare what landed with what was sent, by a checksum of each tensor."""
+        sums = b"".join(zlib.crc32(tensor.numpy()).to_bytes(4, "big") for tensor in self.tensors)
         self.shm.post(1 - self.rank, 2, sums)
         return self.shm.collect(1 - self.rank, 2, len(sums)) == sums
 

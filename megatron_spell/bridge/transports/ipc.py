@@ -150,4 +150,4 @@ def join(
     memory = CudaMemory(cuda_device(device))
     meeting = Meeting(store, session, Party(rank, size, timeout_s, names))
     others = set(range(size) if peers is None else peers) - {rank}
-    return WindowTransport(connect(meeting, others), memory)
+    return WindowTransport(connect(meeting, others), memory, store)

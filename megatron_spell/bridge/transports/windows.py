@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from megatron_spell.bridge.transports.base import NUM_SEND_BUFFERS, TransportError
+from megatron_spell.bridge.transports.meeting import Store
 from megatron_spell.bridge.transports.sockets import Kind, Message, PeerSockets
 
 _TOKEN = struct.Struct("<BQQ")  # slot, tag, number of bytes
@@ -145,8 +146,9 @@ class WindowTransport:
 
     brings_memory = True
 
-    def __init__(self, sockets: PeerSockets, memory: Memory):
+    def __init__(self, sockets: PeerSockets, memory: Memory, store: Store | None = None):
         self.rank, self.party = sockets.party.rank, sockets.party
+        self._store = store  # rank 0's store serves others, who may still be meeting
         self._sockets, self.memory = sockets, memory
         self._windows: list[torch.Tensor] = []
         self._fences = [memory.make_fence() for _ in range(_NUM_SLOTS)]
@@ -235,6 +237,7 @@ class WindowTransport:
         self._shown, self._seen, self._windows, self._under_way = {}, {}, [], {}
         self._sockets.close()
         self.memory.close()
+        self._store = None
 
     def wait_taken(self, dst: int, slot: int, what: str) -> None:
         self._sockets.next(dst, Kind.TAKEN, slot, what)

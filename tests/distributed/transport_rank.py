@@ -116,7 +116,8 @@ def lost(kind: str, way: str, whose: str) -> None:
     victim = {"trainer": 0, "engine": 1}[whose]
     limit_s = 20.0 if way == "killed" else 3.0
     if RANK == 2:  # only serves the store, so that no victim does
-        open_store("127.0.0.1", PORT, serve=True, timeout_s=30).wait(["the other end is done"], timedelta(seconds=60))
+        keys = ["the other end is done", "the victim is buried"]
+        open_store("127.0.0.1", PORT, serve=True, timeout_s=30).wait(keys, timedelta(seconds=90))
         return
     if victim != RANK:
         lose_peer(kind, way, limit_s)
@@ -124,10 +125,12 @@ def lost(kind: str, way: str, whose: str) -> None:
     child = os.fork()
     if child == 0:
         part_of_victim(kind, way, limit_s)
-    open_store("127.0.0.1", PORT, serve=False, timeout_s=30).wait(["the other end is done"], timedelta(seconds=60))
+    store = open_store("127.0.0.1", PORT, serve=False, timeout_s=30)
+    store.wait(["the other end is done"], timedelta(seconds=60))
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
+    store.set("the victim is buried", "1")
 
 
 def join_two(kind: str, limit_s: float) -> Transport:

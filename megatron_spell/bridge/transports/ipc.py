@@ -98,7 +98,8 @@ class CudaMemory:
                 record["has_event"],
             )
         except RuntimeError as error:
-            raise TransportError(f"cannot open a peer's memory on {self.device}: {one_line(error)}") from None
+            why = f"{one_line(error)}; memory of expandable segments may not open in another process"
+            raise TransportError(f"cannot open a peer's memory on {self.device}: {why}") from None
         return torch.empty(0, dtype=torch.uint8, device=self.device).set_(storage)
 
     def forget(self, record: dict[str, Any]) -> None:
@@ -149,4 +150,4 @@ def join(
     memory = CudaMemory(cuda_device(device))
     meeting = Meeting(store, session, Party(rank, size, timeout_s, names))
     others = set(range(size) if peers is None else peers) - {rank}
-    return WindowTransport(connect(meeting, others), memory)
+    return WindowTransport(connect(meeting, others), memory, store)

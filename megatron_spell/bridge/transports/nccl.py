@@ -31,7 +31,7 @@ from megatron_spell.bridge.transports.ipc import cuda_device
 from megatron_spell.bridge.transports.meeting import PrefixStore, Store
 
 _POLL_S = 50e-6
-_ABORT_S = 10.0
+_END_S = 10.0
 _BLOCKING_WAIT = "TORCH_NCCL_BLOCKING_WAIT"
 
 
@@ -52,11 +52,11 @@ class NcclTransport(GroupTransport):
         return self._control.collect(src, tag, num_bytes)
 
     def close(self) -> None:
-        """End the communicators; work under way is given up."""
+        """End the communicators, in order where nothing broke; else work under way is given up."""
         group, self._group = self._group, None
         self._control.close()
-        if group is not None:
-            _abort(group)
+        if group is not None and (self._is_broken or not _ends_soon(group.shutdown)):
+            _ends_soon(group.abort)
 
     def finish(self, work: dist.Work) -> bool:
         """Watch `work` until it is done; then the current stream comes after it. Raises RuntimeError."""
@@ -64,7 +64,7 @@ class NcclTransport(GroupTransport):
         while not work.is_completed():
             if monotonic() > deadline:
                 if self._group is not None:
-                    _abort(self._group)  # its kernels would wait for the peer for ever
+                    _ends_soon(self._group.abort)  # its kernels would wait for the peer for ever
                 raise RuntimeError("Timed out")
             sleep(_POLL_S)
         return work.wait()
@@ -166,13 +166,14 @@ def _environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-def _abort(group) -> None:
-    """End a group's communicators, without waiting long: ending one that is broken may itself hang."""
+def _ends_soon(action: Callable[[], None]) -> bool:
+    """Do it, and say whether it was done within some seconds: ending what is broken may itself hang."""
+    done = threading.Event()
 
-    def abort() -> None:
+    def run() -> None:
         with suppress(RuntimeError):
-            group.abort()
+            action()
+            done.set()
 
-    thread = threading.Thread(target=abort, name="bridge disconnects", daemon=True)
-    thread.start()
-    thread.join(_ABORT_S)
+    threading.Thread(target=run, name="bridge disconnects", daemon=True).start()
+    return done.wait(_END_S)

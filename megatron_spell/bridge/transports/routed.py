@@ -23,7 +23,7 @@ from megatron_spell.bridge.transports.base import (
     TransportError,
     plain_buffers,
 )
-from megatron_spell.bridge.transports.meeting import Meeting, Store
+from megatron_spell.bridge.transports.meeting import Meeting, Store, open_store
 from megatron_spell.bridge.transports.windows import Borrowed, WindowTransport
 
 KINDS = ("auto", "gloo", "shm", "nccl", "cuda_ipc")
@@ -174,6 +174,24 @@ def meet(
     if len(made) == 1:
         return next(iter(made.values()))
     return RoutedTransport(party, by_peer)
+
+
+def rendezvous(
+    kind: str,
+    host: str,
+    port: int,
+    rank: int,
+    size: int,
+    *,
+    device: torch.device | str | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    names: Mapping[int, str] | None = None,
+    session: str = "bridge",
+) -> Transport:
+    """`meet` at `host`:`port`, where rank 0 serves the store."""
+    store = open_store(host, port, serve=rank == 0, timeout_s=timeout_s)
+    how = {"device": device, "timeout_s": timeout_s, "names": names, "session": session}
+    return meet(kind, store, rank, size, address=gloo.loopback(host), **how)
 
 
 def plan_routes(party: Party, records: list[dict]) -> dict[tuple[int, int], str]:

@@ -132,4 +132,4 @@ def join(
     """
     meeting = Meeting(store, session, Party(rank, size, timeout_s, names))
     others = set(range(size) if peers is None else peers) - {rank}
-    return WindowTransport(connect(meeting, others), SharedMemory())
+    return WindowTransport(connect(meeting, others), SharedMemory(), store)

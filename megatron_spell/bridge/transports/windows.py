@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from megatron_spell.bridge.transports.base import NUM_SEND_BUFFERS, TransportError
+from megatron_spell.bridge.transports.meeting import Store
 from megatron_spell.bridge.transports.sockets import Kind, Message, PeerSockets
 
 _TOKEN = struct.Struct("<BQQ")  # slot, tag, number of bytes
@@ -74,7 +75,8 @@ class _Shown:
     """What this rank has shown to one peer."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
-    exposed: list[torch.Tensor] = field(default_factory=list)  # kept, so that no other tensor comes to stand there
+    is_exposed: bool = False
+    kept: list[torch.Tensor] = field(default_factory=list)  # what is exposed, so that nothing else comes to stand there
     is_current: bool = False
     peer_fences: list[Fence] | None = None
 
@@ -144,8 +146,9 @@ class WindowTransport:
 
     brings_memory = True
 
-    def __init__(self, sockets: PeerSockets, memory: Memory):
+    def __init__(self, sockets: PeerSockets, memory: Memory, store: Store | None = None):
         self.rank, self.party = sockets.party.rank, sockets.party
+        self._store = store  # rank 0's store serves others, who may still be meeting
         self._sockets, self.memory = sockets, memory
         self._windows: list[torch.Tensor] = []
         self._fences = [memory.make_fence() for _ in range(_NUM_SLOTS)]
@@ -191,7 +194,9 @@ class WindowTransport:
     def expose(self, tensors: Mapping[str, torch.Tensor], peers: Collection[int]) -> None:
         """Let `peers` read these tensors, whose memory must be of this transport's kind, as they are at any `offer`.
 
-        The storages must stay where they are until `close`. Raises TransportError naming a tensor that cannot be seen.
+        The storages must stay where they are until `close`; a second call replaces what a peer reads.
+
+        Raises TransportError where a tensor cannot be seen.
         """
         for peer in peers:
             content, fds = self._describe(tensors, self._shown.setdefault(peer, _Shown()))
@@ -208,14 +213,16 @@ class WindowTransport:
         """What `src` exposes to this rank; the first call waits for it. Read them only while they are borrowed."""
         seen = self._seen_of(src)
         if seen.tensors is None:
-            message = self._sockets.next(src, Kind.EXPOSED, 0, f"{self.party.name(src)} to expose its tensors")
-            record, storages = self._see_all(message)
-            seen.tensors = {name: _view(storages[i], *how) for name, (i, *how) in record["tensors"].items()}
-            self._open_fences(src, {_EXPOSED_SLOT: record["fence"]})
+            what = f"{self.party.name(src)} to expose its tensors"
+            seen.tensors = self._see_exposed(src, self._sockets.next(src, Kind.EXPOSED, 0, what))
+        while (message := self._sockets.pop(src, Kind.EXPOSED)) is not None:
+            seen.tensors = self._see_exposed(src, message)
         return seen.tensors
 
     def offer(self, dst: int, tag: int) -> _Pending:
         """Let `dst` read what is exposed to it; the tensors must not change before the pending's `wait` returned."""
+        if not self._shown.get(dst, _Shown()).is_exposed:
+            raise TransportError(f"{self.party.me} has exposed nothing to {self.party.name(dst)}")
         return self._tell_holds(dst, tag, _EXPOSED_SLOT, 0, self.party.taking(dst, tag, 0))
 
     def borrow(self, src: int, tag: int) -> Borrowed:
@@ -230,6 +237,7 @@ class WindowTransport:
         self._shown, self._seen, self._windows, self._under_way = {}, {}, [], {}
         self._sockets.close()
         self.memory.close()
+        self._store = None
 
     def wait_taken(self, dst: int, slot: int, what: str) -> None:
         self._sockets.next(dst, Kind.TAKEN, slot, what)
@@ -306,6 +314,11 @@ class WindowTransport:
             record, self._seen_of(src).windows = self._see_all(message)
             self._open_fences(src, dict(enumerate(record["fences"])))
 
+    def _see_exposed(self, src: int, message: Message) -> dict[str, torch.Tensor]:
+        record, storages = self._see_all(message)
+        self._open_fences(src, {_EXPOSED_SLOT: record["fence"]})
+        return {name: _view(storages[i], *how) for name, (i, *how) in record["tensors"].items()}
+
     def _open_fences(self, src: int, handles: dict[int, str]) -> None:
         """Open the peer's fences and let it have this rank's own."""
         seen = self._seen_of(src)
@@ -329,7 +342,8 @@ class WindowTransport:
             dtype = str(tensor.dtype).removeprefix("torch.")
             places[name] = (starts[start], dtype, tensor.storage_offset(), tensor.shape, tensor.stride())
         segments, fds = self._show(holders, shown)
-        shown.exposed += holders
+        shown.kept += holders
+        shown.is_exposed = True
         record = {"segments": segments, "fence": self._fences[_EXPOSED_SLOT].handle, "tensors": places}
         return json.dumps(record).encode(), fds
 

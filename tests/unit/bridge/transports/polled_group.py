@@ -38,7 +38,7 @@ class PolledGroup:
     """Messages of a pair come in the order they were sent, whatever their tags."""
 
     def __init__(self, group: dist.ProcessGroupGloo):
-        self._group, self.is_aborted = group, False
+        self._group, self.is_aborted, self.is_shut_down = group, False, False
 
     def rank(self) -> int:
         return self._group.rank()
@@ -54,6 +54,9 @@ class PolledGroup:
 
     def abort(self) -> None:
         self.is_aborted = True
+
+    def shutdown(self) -> None:
+        self.is_shut_down = True
 
 
 def join(store: dist.Store, rank: int, size: int, **how) -> NcclTransport:

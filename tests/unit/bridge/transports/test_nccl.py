@@ -67,6 +67,17 @@ def test_order_alone_tells_messages_apart():
         end.close()
 
 
+def test_what_is_whole_is_ended_in_order_and_what_broke_is_aborted(monkeypatch):
+    monkeypatch.setattr(nccl, "_END_S", 0.2)
+    for broken, hangs in ((False, False), (True, False), (False, True)):
+        end = meet("polled", 1)[0]
+        group, end._is_broken = end._group, broken
+        if hangs:
+            group.shutdown = lambda: time.sleep(2)
+        end.close()
+        assert (group.is_shut_down, group.is_aborted) == (not broken and not hangs, broken or hangs)
+
+
 @no_cuda
 def test_without_cuda_it_is_refused_in_one_line():
     for join in (nccl.join, ipc.join):

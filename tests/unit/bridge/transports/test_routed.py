@@ -1,6 +1,7 @@
 """Which transport goes to which peer."""
 
 import itertools
+import socket
 import threading
 from contextlib import suppress
 
@@ -10,7 +11,16 @@ import torch.distributed as dist
 
 from megatron_spell.bridge.transports import routed
 from megatron_spell.bridge.transports.base import Party, TransportError, TransportTimeout
-from megatron_spell.bridge.transports.routed import KINDS, Place, RoutedTransport, can_lend, choose, meet, plan_routes
+from megatron_spell.bridge.transports.routed import (
+    KINDS,
+    Place,
+    RoutedTransport,
+    can_lend,
+    choose,
+    meet,
+    plan_routes,
+    rendezvous,
+)
 from megatron_spell.bridge.transports.windows import WindowTransport
 from tests.unit.bridge.transports.parties import NAMES, filled, run
 
@@ -137,6 +147,18 @@ def test_tensors_are_lent_by_the_transport_that_can(monkeypatch):
 def test_one_kind_for_all_stands_alone(kind, of, monkeypatch):
     ends = meet_all(kind, ["a", "a"], monkeypatch)
     assert {type(end).__name__ for end in ends} == {of}
+    for end in ends:
+        end.close()
+
+
+def test_ranks_find_each_other_by_address():
+    """Rank 0 may drop the store that it serves: the transport keeps it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ends = run([lambda rank=rank: rendezvous("auto", "127.0.0.1", port, rank, 2, timeout_s=10.0) for rank in (0, 1)])
+    ends[0].post(1, 0, b"hello")
+    assert ends[1].collect(0, 0, 5) == b"hello"
     for end in ends:
         end.close()
 

@@ -126,6 +126,20 @@ def test_exposed_tensors_are_read_where_they_are(ends):
         pending.wait()
 
 
+def test_exposing_again_replaces_what_is_read(ends):
+    with pytest.raises(TransportError, match="trainer rank 0 has exposed nothing to engine 0"):
+        ends[0].offer(1, 0)
+    for number in range(3):
+        mine = ends[0].memory.like({f"tensor{number}": torch.full((4,), float(number))})
+        ends[0].expose(mine, [1])
+        pending, borrowed = ends[0].offer(1, 0), ends[1].borrow(0, 0)
+        ((name, seen),) = borrowed.wait().items()
+        assert name == f"tensor{number}"
+        assert seen.eq(number).all()
+        borrowed.release()
+        pending.wait()
+
+
 def test_what_is_not_in_shared_memory_cannot_be_exposed(ends):
     with pytest.raises(TransportError, match=r"a tensor of shape \(2, 3\) is not in shared memory"):
         ends[0].expose({"a": torch.zeros(2, 3)}, [1])

@@ -108,7 +108,7 @@ def test_a_copy_that_goes_wrong_is_found_on_both_sides():
 
     def swapped(source, tensors, theirs):
         own, read = pairs(source, tensors, theirs)
-        fused = tensors["model.layers.0.mlp.experts.w13_weight"]
+        fused = tensors["model.layers.0.mlp.experts.routed_experts.w13_weight"]
         start, size = fused.data_ptr(), fused[0].nbytes // 2
         places = {tensor.data_ptr() - start: i for i, tensor in enumerate(own)}
         if 0 in places and size in places:

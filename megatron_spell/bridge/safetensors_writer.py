@@ -87,7 +87,7 @@ class SafetensorsWriter:
         starts, run = _runs(self._shapes[name], box)
         size, base = run * self._dtype.itemsize, self._offsets[name]
         places = (base + starts * self._dtype.itemsize).tolist()
-        descriptor, view = self._file.fileno(), memoryview(content)
+        descriptor, view = self._file.fileno(), content.data
         for number, place in enumerate(places):
             _pwrite(descriptor, view[number * size : (number + 1) * size], place)
 

@@ -5,8 +5,9 @@
 The folder has random bfloat16 weights, among them an embedding of 151,936 x 2,048 (594 MiB). Two processes read their
 shards (tp = 2, padded vocabulary or not, fused and split parameters) and write the folder again over gloo; what is
 written must equal the source byte for byte. Memory is anonymous memory above the shard, the larger of both ranks, in
-a round of its own; the shard is touched beforehand, so nothing hides in it. As a control the way of old is metered too:
-whole tensors assembled before they are written. Times are wall-clock, medians of rounds in which a plain read of the
+a round of its own; the shard is touched beforehand, so nothing hides in it. Both are metered with bfloat16 tensors and
+with float32 ones, which are converted on the way. As a control the way of old is metered too: whole tensors assembled
+before they are written. Times are wall-clock, medians of rounds in which a plain read of the
 same files (once by each rank's share) and a plain copy of them, synced like ours, take turns with ours. Exit code 1
 when memory passes two buckets or a byte differs.
 """
@@ -109,13 +110,21 @@ class _Rank:
         self.transport = GroupTransport(dist.group.WORLD, timeout_s=TIMEOUT_S, names=names)
 
     def memory(self) -> dict:
-        found = {}
-        for what, deed in {"import": self.read, "export": self.write, "whole tensors": self.assemble}.items():
-            dist.barrier()
-            with AnonPeak() as peak:
-                deed()
-            found[f"{what} bytes"] = peak.num_bytes
-        return found | {"equal": self.rank != 0 or self._is_equal()}
+        found = {"whole tensors bytes": self._peak(self.assemble)}
+        found |= {"import bytes": self._peak(self.read), "export bytes": self._peak(self.write)}
+        found["equal"] = self.rank != 0 or self._is_equal()
+        plain, self.own = self.own, {name: tensor.float() for name, tensor in self.own.items()}
+        found["float32 import bytes"] = self._peak(self.read)
+        found["float32 export bytes"] = self._peak(self.write)
+        self.own = plain
+        return found
+
+    def _peak(self, deed: Callable[[], None]) -> int:
+        self._clear()
+        dist.barrier()
+        with AnonPeak() as peak:
+            deed()
+        return peak.num_bytes
 
     def times(self) -> dict[str, float]:
         ways = {"import": self.read, "plain read": self.plain_read, "export": self.write, "plain copy": self.plain_copy}
@@ -160,15 +169,18 @@ class _Rank:
                     os.fsync(copy.fileno())
 
     def _seconds(self, deed: Callable[[], None]) -> float:
-        if self.rank == 0:
-            for name in ("out", "copy"):
-                shutil.rmtree(self.place / name, ignore_errors=True)
-            os.sync()
+        self._clear()
         dist.barrier()
         began = time.perf_counter()
         deed()
         dist.barrier()
         return time.perf_counter() - began
+
+    def _clear(self) -> None:
+        if self.rank == 0:
+            for name in ("out", "copy"):
+                shutil.rmtree(self.place / name, ignore_errors=True)
+            os.sync()
 
     def _is_equal(self) -> bool:
         files = [file.name for file in self.source.glob("*.safetensors")]
@@ -199,24 +211,27 @@ def main() -> int:
         make_folder(place / "model", options.layers)
         size = sum(file.stat().st_size for file in (place / "model").glob("*.safetensors"))
         table = Table(title=f"{size / 2**30:.2f} GiB at {MESH}; MiB above the shard, seconds")
-        for column in ("bucket", "import", "export", "allowed", "whole tensors", "bytes equal"):
+        for column in ("bucket", "import", "export", "of float32", "allowed", "whole tensors", "bytes equal"):
             table.add_column(column, justify="right")
         for column in ("import s", "plain read s", "export s", "plain copy s", "copy / export"):
             table.add_column(column, justify="right")
         for bucket_mib in options.bucket_mib:
             found = measure(place, bucket_mib * 2**20, options.rounds)
-            good &= found["equal"] and max(found["import bytes"], found["export bytes"]) <= 2 * bucket_mib * 2**20
+            ours = (f"{kind}{what} bytes" for kind in ("", "float32 ") for what in ("import", "export"))
+            good &= found["equal"] and max(found[key] for key in ours) <= 2 * bucket_mib * 2**20
             table.add_row(*_cells(found, bucket_mib))
         Console(width=140).print(table)
     return int(not good)
 
 
 def _cells(found: dict, bucket_mib: int) -> list[str]:
-    memory = [f"{found[f'{what} bytes'] / 2**20:.0f}" for what in ("import", "export", "whole tensors")]
+    ways = ("import", "export", "float32 import", "float32 export", "whole tensors")
+    read, wrote, *of_float32, whole = (f"{found[f'{way} bytes'] / 2**20:.0f}" for way in ways)
+    memory = [read, wrote, " and ".join(of_float32), str(2 * bucket_mib), whole]
     times = [f"{found[f'{what} seconds']:.2f}" for what in ("import", "plain read", "export", "plain copy")]
     share = found["plain copy seconds"] / found["export seconds"]
     equal = "yes" if found["equal"] else "NO"
-    return [str(bucket_mib), *memory[:2], str(2 * bucket_mib), memory[2], equal, *times, f"{share:.2f}"]
+    return [str(bucket_mib), *memory, equal, *times, f"{share:.2f}"]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from megatron_spell.algo.losses import row_weights
-from megatron_spell.bridge import hf_files as bridge_files
+from megatron_spell.bridge.hf_files import FolderError
 from megatron_spell.bridge.safetensors_writer import SafetensorsWriter
 from megatron_spell.bridge.transports.base import TransportError
 from megatron_spell.config.model_shape import ModelShape
@@ -162,7 +162,7 @@ def told(member: Member) -> list[str]:
     try:
         member.settle()
         said = ""
-    except (CheckpointError, bridge_files.CheckpointError, TransportError) as error:
+    except (CheckpointError, FolderError, TransportError) as error:
         said = str(error)
     everyone = [""] * dist.get_world_size()
     dist.all_gather_object(everyone, said)

@@ -64,6 +64,7 @@ def checkpoints_of(out: str) -> Checkpoints:
 
 def begin_save(member: Member, out: str, step: int) -> None:
     """What the run does on rank 0 (train/run.py), then what all ranks do."""
+    member.settle()  # beginning removes what is not whole, also what is still being written
     if rank_of_this_process() == 0:
         (checkpoints_of(out).begin(step) / "run.json").write_text(json.dumps({"step": step}))
     member.save(step, checkpoints_of(out))

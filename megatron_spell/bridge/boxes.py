@@ -7,7 +7,7 @@ from math import prod
 
 
 class BridgeError(ValueError):
-    """A fault of the bridge in one line; the rooms' special cases are PlanError, CheckpointError, TransportError."""
+    """A fault of the bridge in one line; the rooms' special cases are PlanError, FolderError, TransportError."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

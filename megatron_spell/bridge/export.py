@@ -7,7 +7,7 @@ import torch
 
 from megatron_spell.bridge.boxes import Inventory
 from megatron_spell.bridge.executor import DEFAULT_BUCKET_BYTES, Receiver, Sender
-from megatron_spell.bridge.hf_files import DEFAULT_SHARD_BYTES, CheckpointError, Shape, shard_files
+from megatron_spell.bridge.hf_files import DEFAULT_SHARD_BYTES, FolderError, Shape, shard_files
 from megatron_spell.bridge.hf_folders import begin_folder, finish_folder, partial_folder, write_files
 from megatron_spell.bridge.inventory import local_shapes
 from megatron_spell.bridge.planner import Plan, plan
@@ -77,7 +77,7 @@ def gather_to_writer(
 
     `tensors` (by local name) may be weights or anything of the same shapes, such as Adam's moments. Beside them every
     rank has at most two buckets in memory: a writer puts what arrives straight into its place in the file. On return
-    the folder is complete for every rank; CheckpointError is raised on every rank or on none. Raises TransportError
+    the folder is complete for every rank; FolderError is raised on every rank or on none. Raises TransportError
     when a rank is lost.
     """
     copy_bytes = bucket_bytes // 8  # what a writer may have to copy counts as well, so the two on their way are smaller
@@ -99,16 +99,16 @@ def gather_to_writer(
     _agree(transport, folder_plan, _attempt(finish_folder, *finish) if rank == head else None)
 
 
-def _attempt(action, *arguments, **settings) -> CheckpointError | None:
+def _attempt(action, *arguments, **settings) -> FolderError | None:
     try:
         action(*arguments, **settings)
-    except CheckpointError as error:
+    except FolderError as error:
         return error
     return None
 
 
-def _agree(transport: Transport, folder_plan: FolderPlan, failure: CheckpointError | None) -> None:
-    """Raise CheckpointError on every rank when one rank has failed."""
+def _agree(transport: Transport, folder_plan: FolderPlan, failure: FolderError | None) -> None:
+    """Raise FolderError on every rank when one rank has failed."""
     good, head = failure is None, folder_plan.writers[0]
     others = [rank for rank in folder_plan.ranks if rank != head]
     if transport.rank == head:
@@ -122,4 +122,4 @@ def _agree(transport: Transport, folder_plan: FolderPlan, failure: CheckpointErr
     if failure is not None:
         raise failure
     if not good:
-        raise CheckpointError("the checkpoint was not written: another rank failed and says why")
+        raise FolderError("the checkpoint was not written: another rank failed and says why")

@@ -28,7 +28,7 @@ _Part = tuple[str, Box, str, Box]
 Shape = tuple[int, ...]
 
 
-class CheckpointError(BridgeError):
+class FolderError(BridgeError):
     """A folder that cannot be read or written; one line naming file and tensor."""
 
 
@@ -45,7 +45,7 @@ def read_segments(
     Reads only those boxes, in pieces of at most `piece_bytes`. The experts of a layer may stand in tensors of their own
     or in one, on either side. `shapes` (see `checkpoint_shapes`) makes the size of every tensor in the files be checked
     as well; without it a tensor larger than the boxes goes unnoticed. Local elements outside the inventory (padding
-    rows) stay as they are. Raises CheckpointError.
+    rows) stay as they are. Raises FolderError.
     """
     max_elements = max(1, piece_bytes // _LARGEST_ITEMSIZE)
     for file, parts in _by_file(folder, inventory).items():
@@ -54,20 +54,20 @@ def read_segments(
                 for part in parts:
                     _read_one(file, opened, part, tensors, (shapes or {}).get(part[0]), max_elements)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: cannot be read: {first_line(error)}; fetch or write it again") from None
+            raise FolderError(f"{file}: cannot be read: {first_line(error)}; fetch or write it again") from None
 
 
 def _by_file(folder: Path, inventory: Inventory) -> dict[Path, list[_Part]]:
     single, index = folder / SINGLE_FILE, folder / INDEX_FILE
     if not index.is_file():
         if not single.is_file():
-            raise CheckpointError(f"{folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}")
+            raise FolderError(f"{folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}")
         return {single: list(_parts(inventory))}
     weight_map = read_index(index)
     by_file: dict[Path, list[_Part]] = defaultdict(list)
     for part in _parts(inventory):
         if part[0] not in weight_map:
-            raise CheckpointError(f"{index}: names no file for tensor {part[0]}")
+            raise FolderError(f"{index}: names no file for tensor {part[0]}")
         by_file[folder / weight_map[part[0]]].append(part)
     return by_file
 
@@ -82,14 +82,14 @@ def _parts(inventory: Inventory) -> Iterator[_Part]:
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """Tensor name -> file name, from an index file. Raises CheckpointError."""
+    """Tensor name -> file name, from an index file. Raises FolderError."""
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         # a name with a folder in it could point outside of the checkpoint
         if not all(isinstance(file, str) and Path(file).name == file for file in weight_map.values()):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{index}: holds no weight_map of tensor names to file names") from None
+        raise FolderError(f"{index}: holds no weight_map of tensor names to file names") from None
     return weight_map
 
 
@@ -105,15 +105,15 @@ def _read_one(
     try:
         stored = opened.get_slice(name)
     except SafetensorError:
-        raise CheckpointError(f"{file}: lacks tensor {name}") from None
+        raise FolderError(f"{file}: lacks tensor {name}") from None
     found = tuple(stored.get_shape())
     if not _holds(found, box) or (shape is not None and found != shape):
         wanted = f"of shape {shape}" if shape is not None else f"that holds {box}"
-        raise CheckpointError(f"{file}: tensor {name} has shape {found}, the model needs one {wanted}")
+        raise FolderError(f"{file}: tensor {name} has shape {found}, the model needs one {wanted}")
     local = tensors[local_name].detach()
     if not _holds(tuple(local.shape), local_box):
         place = f"{local_name}{local_box}"
-        raise CheckpointError(f"{name}: belongs at {place}, that tensor has shape {tuple(local.shape)}")
+        raise FolderError(f"{name}: belongs at {place}, that tensor has shape {tuple(local.shape)}")
     target, origin = local[local_box.index].view(box.shape), (0,) * len(box.start)
     for piece in box.pieces(max_elements):
         target[piece.moved(box.start, origin).index].copy_(stored[piece.index])

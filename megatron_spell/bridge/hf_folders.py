@@ -14,7 +14,7 @@ from megatron_spell.bridge.boxes import Box
 from megatron_spell.bridge.hf_files import (
     DEFAULT_SHARD_BYTES,
     INDEX_FILE,
-    CheckpointError,
+    FolderError,
     Shape,
     first_line,
     shard_files,
@@ -40,7 +40,7 @@ def write_hf_folder(
     """Write a Hugging Face folder from boxes in any order; beside the box in hand next to nothing is in memory.
 
     `copy_from` is the folder whose config and tokenizer files go along. The folder appears whole or not at all:
-    it is written beside and renamed. Raises CheckpointError, also when `folder` holds something already.
+    it is written beside and renamed. Raises FolderError, also when `folder` holds something already.
     """
     files = shard_files(shapes, dtype.itemsize, max_shard_bytes)
     partial = begin_folder(folder)
@@ -56,14 +56,14 @@ def partial_folder(folder: Path) -> Path:
 def begin_folder(folder: Path) -> Path:
     """Make the empty partial folder; what a broken-off attempt left there is removed."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: exists and is not empty; give another folder")
+        raise FolderError(f"{folder}: exists and is not empty; give another folder")
     partial = partial_folder(folder)
     try:
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
     except OSError as error:
-        raise CheckpointError(f"{partial}: cannot be made: {first_line(error)}") from None
+        raise FolderError(f"{partial}: cannot be made: {first_line(error)}") from None
     return partial
 
 
@@ -75,7 +75,7 @@ def write_files(
     *,
     max_copy_bytes: int = COPY_BYTES,
 ) -> None:
-    """Stream `boxes` into these safetensors files. Raises CheckpointError."""
+    """Stream `boxes` into these safetensors files. Raises FolderError."""
     file_of = {name: file for file, shapes in files.items() for name in shapes}
     with ExitStack() as stack:
         writers = {
@@ -84,7 +84,7 @@ def write_files(
         }
         for name, box, values in boxes:
             if name not in file_of:
-                raise CheckpointError(f"{partial}: tensor {name} was not announced")
+                raise FolderError(f"{partial}: tensor {name} was not announced")
             writers[file_of[name]].put_box(name, box, values)
 
 
@@ -102,7 +102,7 @@ def finish_folder(
         partial.rename(folder)
         _sync_folder(folder.parent)
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written: {first_line(error)}") from None
+        raise FolderError(f"{folder}: cannot be written: {first_line(error)}") from None
 
 
 def _copy_companions(source: Path, target: Path, dtype: torch.dtype) -> None:
@@ -122,7 +122,7 @@ def _write_config(source: Path, target: Path, dtype: torch.dtype) -> None:
     try:
         config = json.loads(source.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{source}: is not JSON: {first_line(error)}") from None
+        raise FolderError(f"{source}: is not JSON: {first_line(error)}") from None
     config.pop("torch_dtype", None)
     config["dtype"] = str(dtype).removeprefix("torch.")
     target.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

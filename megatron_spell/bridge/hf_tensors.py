@@ -14,7 +14,7 @@ from megatron_spell.bridge.hf_files import (
     INDEX_FILE,
     PIECE_BYTES,
     SINGLE_FILE,
-    CheckpointError,
+    FolderError,
     Shape,
     first_line,
     read_index,
@@ -39,7 +39,7 @@ class StoredTensor:
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """All tensors of a folder, from the headers of its files and in their order.
 
-    Raises CheckpointError, also for a tensor that is not of floating point: it could not be given another dtype.
+    Raises FolderError, also for a tensor that is not of floating point: it could not be given another dtype.
     """
     found: dict[str, StoredTensor] = {}
     for file in _files(folder):
@@ -56,7 +56,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 def read_boxes(
     stored: Mapping[str, StoredTensor], piece_bytes: int = PIECE_BYTES
 ) -> Iterator[tuple[str, Box, torch.Tensor]]:
-    """(name, box, values as they are stored) in the given order, at most `piece_bytes` at a time. CheckpointError.
+    """(name, box, values as they are stored) in the given order, at most `piece_bytes` at a time. FolderError.
 
     The values are views of the mapped file. Each file is opened once if its tensors stand together.
     """
@@ -83,7 +83,7 @@ def _files(folder: Path) -> list[Path]:
     if (folder / INDEX_FILE).is_file():
         return sorted({folder / file for file in read_index(folder / INDEX_FILE).values()})
     if not (folder / SINGLE_FILE).is_file():
-        raise CheckpointError(f"{folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}")
+        raise FolderError(f"{folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}")
     return [folder / SINGLE_FILE]
 
 
@@ -91,17 +91,17 @@ def _as_indexed(folder: Path, found: dict[str, StoredTensor]) -> dict[str, Store
     weight_map = read_index(folder / INDEX_FILE)
     for name, file in weight_map.items():
         if name not in found or found[name].file.name != file:
-            raise CheckpointError(f"{folder / file}: lacks tensor {name}, which {INDEX_FILE} says it holds")
+            raise FolderError(f"{folder / file}: lacks tensor {name}, which {INDEX_FILE} says it holds")
     return {name: stored for name, stored in found.items() if name in weight_map}
 
 
-def _unreadable(file: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{file}: cannot be read: {first_line(error)}; fetch or write it again")
+def _unreadable(file: Path, error: Exception) -> FolderError:
+    return FolderError(f"{file}: cannot be read: {first_line(error)}; fetch or write it again")
 
 
 def _stored(file: Path, name: str, opened: safe_open) -> StoredTensor:
     piece = opened.get_slice(name)
     dtype = _DTYPES.get(piece.get_dtype())
     if dtype is None:
-        raise CheckpointError(f"{file}: tensor {name} is of {piece.get_dtype()}; only floating-point weights are read")
+        raise FolderError(f"{file}: tensor {name} is of {piece.get_dtype()}; only floating-point weights are read")
     return StoredTensor(file, tuple(piece.get_shape()), dtype)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from megatron_spell.bridge.boxes import Box
-from megatron_spell.bridge.hf_files import CheckpointError, Shape, first_line, raw_bytes
+from megatron_spell.bridge.hf_files import FolderError, Shape, first_line, raw_bytes
 
 COPY_BYTES = 8 * 2**20
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
@@ -29,14 +29,14 @@ class SafetensorsWriter:
 
     `shapes` are the tensors to come. Leaving the block checks that every element came, and syncs the file to the disk.
     Values that are not contiguous, of another dtype or on a GPU are copied, `max_copy_bytes` at a time.
-    Raises CheckpointError.
+    Raises FolderError.
     """
 
     def __init__(
         self, path: Path, shapes: Mapping[str, Shape], dtype: torch.dtype, *, max_copy_bytes: int = COPY_BYTES
     ):
         if dtype not in _DTYPE_NAMES:
-            raise CheckpointError(f"{path}: dtype {dtype} is not written; use float32, bfloat16, float16 or float64")
+            raise FolderError(f"{path}: dtype {dtype} is not written; use float32, bfloat16, float16 or float64")
         self._path, self._shapes, self._dtype = path, dict(shapes), dtype
         self._max_copied = max(1, max_copy_bytes // dtype.itemsize)
         self._left = {name: prod(shape) for name, shape in self._shapes.items()}  # elements to come
@@ -74,20 +74,20 @@ class SafetensorsWriter:
     def _check(self, name: str, box: Box, values: torch.Tensor) -> None:
         shape = self._shapes.get(name)
         if shape is None:
-            raise CheckpointError(f"{self._path}: tensor {name} was not announced")
+            raise FolderError(f"{self._path}: tensor {name} was not announced")
         if tuple(values.shape) != box.shape:
-            raise CheckpointError(f"{self._path}: {name}{box} came with values of shape {tuple(values.shape)}")
+            raise FolderError(f"{self._path}: {name}{box} came with values of shape {tuple(values.shape)}")
         if len(box.stop) != len(shape) or any(a > b for a, b in zip(box.stop, shape)):
-            raise CheckpointError(f"{self._path}: {name}{box} is outside of the shape {shape} that was announced")
+            raise FolderError(f"{self._path}: {name}{box} is outside of the shape {shape} that was announced")
         if not self._left[name] or any(box.intersect(other) for other in self._came[name]):
-            raise CheckpointError(f"{self._path}: {name}{box} came twice")
+            raise FolderError(f"{self._path}: {name}{box} came twice")
 
     def _write(self, name: str, box: Box, content: np.ndarray) -> None:
         """Write the bytes of a box: a run of the file for each of its rows, one where it has whole rows."""
         starts, run = _runs(self._shapes[name], box)
         size, base = run * self._dtype.itemsize, self._offsets[name]
         places = (base + starts * self._dtype.itemsize).tolist()
-        descriptor, view = self._file.fileno(), memoryview(content)
+        descriptor, view = self._file.fileno(), content.data
         for number, place in enumerate(places):
             _pwrite(descriptor, view[number * size : (number + 1) * size], place)
 
@@ -104,21 +104,21 @@ class SafetensorsWriter:
     def _finish(self) -> None:
         missing = [name for name, left in self._left.items() if left]
         if missing and len(missing) == len(self._left):
-            raise CheckpointError(f"{self._path}: none of its tensors came whole, the first is {min(missing)}")
+            raise FolderError(f"{self._path}: none of its tensors came whole, the first is {min(missing)}")
         if missing:
             first = min(missing)
             part = f", {self._left[first]} elements of it" if first in self._came else ""
-            raise CheckpointError(f"{self._path}: {len(missing)} tensors did not come, the first is {first}{part}")
+            raise FolderError(f"{self._path}: {len(missing)} tensors did not come, the first is {first}{part}")
         with self._named():
             os.fsync(self._file.fileno())
 
     @contextmanager
     def _named(self, what: str = "") -> Iterator[None]:
-        """What the system refuses, as a CheckpointError."""
+        """What the system refuses, as a FolderError."""
         try:
             yield
         except OSError as error:
-            raise CheckpointError(f"{self._path}: {what}cannot be written: {first_line(error)}") from None
+            raise FolderError(f"{self._path}: {what}cannot be written: {first_line(error)}") from None
 
 
 def _pwrite(descriptor: int, content: memoryview, place: int) -> None:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch import Tensor
 
-from megatron_spell.bridge.hf_files import CheckpointError
+from megatron_spell.bridge.hf_files import FolderError
 from megatron_spell.layout.mesh import Mesh
 
 WEIGHTS, MAIN_WEIGHTS = "weights", "main_weights"
@@ -41,23 +41,23 @@ def state_record(num_updates: int, mesh: Mesh, skipped_updates: tuple[int, int])
 
 
 def write_state(folder: Path, record: dict) -> None:
-    """Write policy.json. Raises CheckpointError."""
+    """Write policy.json. Raises FolderError."""
     try:
         (folder / STATE_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise CheckpointError(f"{folder / STATE_FILE}: cannot be written: {error}") from None
+        raise FolderError(f"{folder / STATE_FILE}: cannot be written: {error}") from None
 
 
 def read_state(folder: Path) -> dict:
-    """The checked contents of policy.json. Raises CheckpointError."""
+    """The checked contents of policy.json. Raises FolderError."""
     file = folder / STATE_FILE
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read: {error}; give the folder of a saved policy") from None
+        raise FolderError(f"{file}: cannot be read: {error}; give the folder of a saved policy") from None
     known = isinstance(record, dict) and record.get("format") == FORMAT
     if not known or not isinstance(record.get("num_updates"), int) or not isinstance(record.get("random_states"), list):
-        raise CheckpointError(f"{file}: is not of the format {FORMAT}; give the folder of a saved policy")
+        raise FolderError(f"{file}: is not of the format {FORMAT}; give the folder of a saved policy")
     return record
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from megatron_spell.bridge.boxes import Inventory, Segment
 from megatron_spell.bridge.export import FolderPlan, gather_to_writer
-from megatron_spell.bridge.hf_files import CheckpointError
+from megatron_spell.bridge.hf_files import FolderError
 from megatron_spell.bridge.inventory import checkpoint_inventory, trainer_inventory
 from megatron_spell.bridge.stacks import local_names
 from megatron_spell.bridge.transports.base import peer_names
@@ -65,14 +65,14 @@ class CheckpointWriter:
         return {name: tensors[name].detach().to("cpu", copy=True) for name in sorted(own)}
 
     def write(self, folder: Path, state: PolicyState) -> None:
-        """Write all parts and policy.json. Raises CheckpointError on all ranks, TransportError when a rank is lost."""
+        """Write all parts and policy.json. Raises FolderError on all ranks, TransportError when a rank is lost."""
         for part in state.parts:
             self.write_folder(folder / part.folder, part, state.companions if part.folder == WEIGHTS else None)
         fault = None
         if self._transport.rank == WRITER:
             try:
                 write_state(folder, state.record)
-            except CheckpointError as error:
+            except FolderError as error:
                 fault = str(error)
         self.agree(fault)
 
@@ -81,15 +81,15 @@ class CheckpointWriter:
         gather_to_writer(folder, part.tensors, self._plan, self._transport, dtype=part.dtype, copy_from=companions)
 
     def agree(self, fault: str | None) -> None:
-        """Tell every rank what went wrong on rank 0. Raises CheckpointError on all of them, or returns on all."""
+        """Tell every rank what went wrong on rank 0. Raises FolderError on all of them, or returns on all."""
         told = [fault]
         try:
             dist.broadcast_object_list(told, src=WRITER, group=self._group)
         except RuntimeError as error:
             why = " ".join(str(error).split())[:160]
-            raise CheckpointError(f"trainer rank {self._transport.rank} lost trainer rank {WRITER}: {why}") from None
+            raise FolderError(f"trainer rank {self._transport.rank} lost trainer rank {WRITER}: {why}") from None
         if told[0] is not None:
-            raise CheckpointError(told[0])
+            raise FolderError(told[0])
 
 
 def shared_out(inventories: Mapping[int, Inventory]) -> dict[int, Inventory]:

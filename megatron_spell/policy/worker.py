@@ -154,14 +154,14 @@ class MegatronPolicy:
     def export_hf(self, folder: Path) -> None:
         """Write the weights as a new Hugging Face folder, with config and tokenizer of the folder they came from.
 
-        All ranks call it. Raises CheckpointError on all of them when the folder cannot be written.
+        All ranks call it. Raises FolderError on all of them when the folder cannot be written.
         """
         self._writer.write_folder(folder, self._weights(), self._companions)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint (see checkpoint.py) into `folder`, which is whole once this returned on all ranks.
 
-        All ranks call it. Raises CheckpointError on all of them when the folder cannot be written.
+        All ranks call it. Raises FolderError on all of them when the folder cannot be written.
         """
         self.write(self.live_state(), folder)
 
@@ -183,12 +183,12 @@ class MegatronPolicy:
     def write(self, state: PolicyState, folder: Path) -> None:
         """Write `state` into `folder`. All ranks call it, one at a time, on process groups that nothing else uses.
 
-        Raises CheckpointError on all of them when the folder cannot be written, TransportError when a rank is lost.
+        Raises FolderError on all of them when the folder cannot be written, TransportError when a rank is lost.
         """
         self._writer.write(folder, state)
 
     def agree(self, fault: str | None) -> None:
-        """Tell every rank what went wrong on rank 0 after `write`: CheckpointError on all of them, or nothing."""
+        """Tell every rank what went wrong on rank 0 after `write`: FolderError on all of them, or nothing."""
         self._writer.agree(fault)
 
     def _parts(self) -> Iterator[Part]:
@@ -205,7 +205,7 @@ class MegatronPolicy:
         return CheckpointWriter(self.shape, self.mesh, self.policy.timeout_s)
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint of the same model, saved under any layout and dtype. Raises CheckpointError."""
+        """Go on from a checkpoint of the same model, saved under any layout and dtype. Raises FolderError."""
         record = checkpoint.read_state(folder)
         for name, key in STATE_OF_FOLDER.items():
             whole = blank_state(self.optimizer, self.parameters, key)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from megatron_spell.algo.losses import row_weights
-from megatron_spell.bridge import hf_files as bridge_files
+from megatron_spell.bridge.hf_files import FolderError
 from megatron_spell.bridge.safetensors_writer import SafetensorsWriter
 from megatron_spell.bridge.transports.base import TransportError
 from megatron_spell.config.model_shape import ModelShape
@@ -64,6 +64,7 @@ def checkpoints_of(out: str) -> Checkpoints:
 
 def begin_save(member: Member, out: str, step: int) -> None:
     """What the run does on rank 0 (train/run.py), then what all ranks do."""
+    member.settle()  # beginning removes what is not whole, also what is still being written
     if rank_of_this_process() == 0:
         (checkpoints_of(out).begin(step) / "run.json").write_text(json.dumps({"step": step}))
     member.save(step, checkpoints_of(out))
@@ -162,7 +163,7 @@ def told(member: Member) -> list[str]:
     try:
         member.settle()
         said = ""
-    except (CheckpointError, bridge_files.CheckpointError, TransportError) as error:
+    except (CheckpointError, FolderError, TransportError) as error:
         said = str(error)
     everyone = [""] * dist.get_world_size()
     dist.all_gather_object(everyone, said)

@@ -15,7 +15,6 @@ from megatron_spell.bridge.transports.base import peer_names
 from megatron_spell.bridge.transports.gloo import GroupTransport
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.layout.mesh import Mesh
-from megatron_spell.policy.saving import shared_out
 
 TIMEOUT_S = 60
 BUCKET_BYTES, MAX_SHARD_BYTES, WRITERS = 20_000, 150_000, (2, 0)
@@ -27,9 +26,9 @@ def main(folder: Path, out: Path, mesh: Mesh, dtype: torch.dtype) -> None:
     assert mesh.world_size == size
     own = {n: torch.full(s, torch.nan, dtype=dtype) for n, s in trainer_shapes(shape, mesh, rank).items()}
     read_segments(folder, trainer_inventory(shape, mesh, rank), own, checkpoint_shapes(shape), piece_bytes=BUCKET_BYTES)
-    given = shared_out({r: trainer_inventory(shape, mesh, r) for r, _ in mesh.ranks()})
+    held = {r: trainer_inventory(shape, mesh, r) for r, _ in mesh.ranks()}
     settings = {"writers": WRITERS, "max_shard_bytes": MAX_SHARD_BYTES}
-    folder_plan = FolderPlan(given, checkpoint_inventory(shape), **settings)
+    folder_plan = FolderPlan(held, checkpoint_inventory(shape), **settings)
     transport = GroupTransport(dist.group.WORLD, timeout_s=TIMEOUT_S, names=peer_names(size, 0))
     for name in ("first", "second"):  # a plan serves again
         carried = {"dtype": dtype, "copy_from": folder, "bucket_bytes": BUCKET_BYTES}

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from megatron_spell.bridge.export import FolderPlan, gather_to_writer
-from megatron_spell.bridge.hf_files import CheckpointError, read_segments
+from megatron_spell.bridge.hf_files import FolderError, read_segments
 from megatron_spell.bridge.inventory import checkpoint_inventory, checkpoint_shapes
 from megatron_spell.bridge.transports.memory import MemoryHub
 from megatron_spell.layout.mesh import Mesh
@@ -25,7 +25,7 @@ def exported(folder, mesh: Mesh, ranks=None, caught: list | None = None, **setti
         arguments = (folder, own[rank], folder_plan, hub.transport(rank))
         try:
             gather_to_writer(*arguments, dtype=torch.float32, bucket_bytes=500, **settings)
-        except CheckpointError as error:
+        except FolderError as error:
             if caught is None:
                 raise
             caught.append((rank, str(error)))

@@ -20,7 +20,6 @@ from megatron_spell.bridge.inventory import checkpoint_inventory, checkpoint_sha
 from megatron_spell.bridge.transports.memory import MemoryHub
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.layout.mesh import Mesh
-from megatron_spell.policy.saving import shared_out
 from tests.unit.bridge.folder_lab import whole_boxes
 from tests.unit.bridge.made_weights import inventories, laid_out, made_shape, made_weights
 from tests.unit.bridge.test_executor import side_by_side
@@ -92,7 +91,6 @@ def test_every_bit_comes_back_from_any_layout(layout, dtype, bucket_bytes, max_s
     rounded = {n: t.float().numpy() for n, t in truth.items()}
     ranks = list(range(mesh.world_size))
     writers = data.draw(st.lists(st.sampled_from(ranks), min_size=1, max_size=3, unique=True))
-    given_by = shared_out(inventories(shape, mesh)) if data.draw(st.booleans()) else inventories(shape, mesh)
     with TemporaryDirectory() as place:
         before, after = Path(place, "before"), Path(place, "after")
         write_hf_folder(before, whole_boxes(truth), checkpoint_shapes(shape), dtype, max_shard_bytes=9000)
@@ -101,7 +99,7 @@ def test_every_bit_comes_back_from_any_layout(layout, dtype, bucket_bytes, max_s
             for name, expected in laid_out(shape, rounded, mesh, rank).items():
                 np.testing.assert_array_equal(own[name].float().numpy(), expected, err_msg=name)
         whole = checkpoint_inventory(shape)
-        folder_plan = FolderPlan(given_by, whole, writers=writers, max_shard_bytes=max_shard_bytes)
+        folder_plan = FolderPlan(inventories(shape, mesh), whole, writers=writers, max_shard_bytes=max_shard_bytes)
         found = exported(after, held, folder_plan, dtype, bucket_bytes)
     assert not same_bits(found, truth)
 
@@ -121,7 +119,7 @@ def test_a_flipped_bit_shows_and_all_others_come_back(tmp_path, dtype):
     truth = drawn_bits(shape, dtype)
     write_hf_folder(tmp_path / "before", whole_boxes(truth), checkpoint_shapes(shape), dtype)
     held = imported(tmp_path / "before", shape, mesh, dtype)
-    folder_plan = FolderPlan(shared_out(inventories(shape, mesh)), checkpoint_inventory(shape), writers=(1,))
+    folder_plan = FolderPlan(inventories(shape, mesh), checkpoint_inventory(shape), writers=(1,))
     assert not same_bits(exported(tmp_path / "after", held, folder_plan, dtype, 500), truth)
     for rank in (2, 3):  # both ranks of the second stage, which hold the norm alike
         held[rank]["decoder.layers.0.input_layernorm.weight"].view(BITS[dtype])[3] ^= 1

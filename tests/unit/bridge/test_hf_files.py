@@ -15,7 +15,7 @@ from megatron_spell.bridge.boxes import Box, Segment
 from megatron_spell.bridge.hf_files import (
     INDEX_FILE,
     SINGLE_FILE,
-    CheckpointError,
+    FolderError,
     read_segments,
     shard_files,
 )
@@ -104,7 +104,7 @@ def test_shards_have_an_index_and_companions_come_along(tmp_path):
 def test_a_config_that_is_no_json_is_named(tmp_path):
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"config\.json: is not JSON"):
+    with pytest.raises(FolderError, match=r"config\.json: is not JSON"):
         written(tmp_path / "new", copy_from=tmp_path / "source")
     assert not (tmp_path / "new").exists()
 
@@ -125,32 +125,30 @@ def read_all(folder, shape=SHAPE, shapes=None) -> None:
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=f"holds neither {SINGLE_FILE} nor {INDEX_FILE}"):
+    with pytest.raises(FolderError, match=f"holds neither {SINGLE_FILE} nor {INDEX_FILE}"):
         read_all(tmp_path)
 
 
 def test_a_missing_tensor_is_named(tmp_path):
     folder = written(tmp_path / "model")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: lacks tensor lm_head\.weight"):
+    with pytest.raises(FolderError, match=r"model\.safetensors: lacks tensor lm_head\.weight"):
         read_all(folder, replace(SHAPE, tied_embeddings=False))
 
 
 def test_a_tensor_of_another_shape_is_named(tmp_path):
     folder = written(tmp_path / "model")
     larger, smaller = replace(SHAPE, vocab_size=38), replace(SHAPE, vocab_size=36)
-    with pytest.raises(
-        CheckpointError, match=r"embed_tokens.weight has shape \(37, 12\), the model needs one that holds"
-    ):
+    with pytest.raises(FolderError, match=r"embed_tokens.weight has shape \(37, 12\), the model needs one that holds"):
         read_all(folder, larger)
     read_all(folder, smaller)  # goes unnoticed from the boxes alone
-    with pytest.raises(CheckpointError, match=r"embed_tokens.weight has shape \(37, 12\), .* of shape \(36, 12\)"):
+    with pytest.raises(FolderError, match=r"embed_tokens.weight has shape \(37, 12\), .* of shape \(36, 12\)"):
         read_all(folder, smaller, checkpoint_shapes(smaller))
 
 
 def test_a_tensor_without_room_is_named(tmp_path):
     folder = written(tmp_path / "model")
     own = {n: torch.zeros(s) for n, s in checkpoint_shapes(SHAPE).items()} | {"model.norm.weight": torch.zeros(11)}
-    with pytest.raises(CheckpointError, match=r"model.norm.weight: belongs at model.norm.weight\[0:12\].*\(11,\)"):
+    with pytest.raises(FolderError, match=r"model.norm.weight: belongs at model.norm.weight\[0:12\].*\(11,\)"):
         read_segments(folder, checkpoint_inventory(SHAPE), own)
 
 
@@ -158,14 +156,14 @@ def test_a_tensor_without_room_is_named(tmp_path):
 def test_a_truncated_file_is_named(tmp_path, keep):
     file = written(tmp_path / "model") / SINGLE_FILE
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read"):
+    with pytest.raises(FolderError, match=r"model\.safetensors: cannot be read"):
         read_all(tmp_path / "model")
 
 
 def test_a_missing_shard_is_named(tmp_path):
     folder = written(tmp_path / "model", max_shard_bytes=3000)
     (folder / json.loads((folder / INDEX_FILE).read_text())["weight_map"]["model.norm.weight"]).unlink()
-    with pytest.raises(CheckpointError, match=r"model-0000\d-of-0000\d\.safetensors: cannot be read"):
+    with pytest.raises(FolderError, match=r"model-0000\d-of-0000\d\.safetensors: cannot be read"):
         read_all(folder)
 
 
@@ -174,14 +172,14 @@ def test_a_tensor_missing_from_the_index_is_named(tmp_path):
     index = json.loads((folder / INDEX_FILE).read_text())
     del index["weight_map"]["model.norm.weight"]
     (folder / INDEX_FILE).write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"index\.json: names no file for tensor model\.norm\.weight"):
+    with pytest.raises(FolderError, match=r"index\.json: names no file for tensor model\.norm\.weight"):
         read_all(folder)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"t": "../x"}}'])
 def test_an_index_that_is_none_is_refused(tmp_path, text):
     (tmp_path / INDEX_FILE).write_text(text)
-    with pytest.raises(CheckpointError, match=r"index\.json: holds no weight_map"):
+    with pytest.raises(FolderError, match=r"index\.json: holds no weight_map"):
         read_all(tmp_path)
 
 
@@ -203,14 +201,14 @@ A, AB = Box((0,), (2,)), {"a": (2,), "b": (2,)}
     ],
 )
 def test_a_stream_that_breaks_its_word_leaves_no_folder(tmp_path, boxes, message):
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(FolderError, match=message):
         write_hf_folder(tmp_path / "new", iter(boxes), AB, torch.float32)
     assert not (tmp_path / "new").exists()
 
 
 def test_a_writer_takes_only_what_was_announced(tmp_path):
     with (
-        pytest.raises(CheckpointError, match="tensor c was not announced"),
+        pytest.raises(FolderError, match="tensor c was not announced"),
         SafetensorsWriter(tmp_path / "x", {"a": (2,)}, torch.float32) as file,
     ):
         file.put_box("c", A, torch.zeros(2))
@@ -228,7 +226,7 @@ def test_a_broken_off_attempt_is_written_over(tmp_path):
 def test_a_folder_in_use_is_not_overwritten(tmp_path):
     folder = written(tmp_path / "model")
     before = (folder / SINGLE_FILE).read_bytes()
-    with pytest.raises(CheckpointError, match="exists and is not empty; give another folder"):
+    with pytest.raises(FolderError, match="exists and is not empty; give another folder"):
         written(folder)
     assert (folder / SINGLE_FILE).read_bytes() == before
     (tmp_path / "empty").mkdir()
@@ -237,11 +235,11 @@ def test_a_folder_in_use_is_not_overwritten(tmp_path):
 
 def test_places_that_cannot_be_written_are_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"\.new\.partial: cannot be made"):
+    with pytest.raises(FolderError, match=r"\.new\.partial: cannot be made"):
         written(tmp_path / "file" / "new")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be written: .*No such file"):
+    with pytest.raises(FolderError, match=r"model\.safetensors: cannot be written: .*No such file"):
         write_files(tmp_path / "gone", {SINGLE_FILE: {"a": (2,)}}, [("a", A, torch.zeros(2))], torch.float32)
-    with pytest.raises(CheckpointError, match="new: cannot be written"):
+    with pytest.raises(FolderError, match="new: cannot be written"):
         written(tmp_path / "new", copy_from=_folder_with_unreadable_config(tmp_path))
 
 
@@ -253,7 +251,7 @@ def _folder_with_unreadable_config(tmp_path):
 
 
 def test_a_dtype_without_a_name_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"dtype torch\.int8 is not written"):
+    with pytest.raises(FolderError, match=r"dtype torch\.int8 is not written"):
         SafetensorsWriter(tmp_path / "x", {}, torch.int8)
 
 
@@ -263,7 +261,7 @@ def test_a_full_disk_names_file_and_tensor(tmp_path):
     full = SafetensorsWriter(tmp_path / "x", {"a": (2,)}, torch.float32)
     with Path("/dev/full").open("wb") as device:
         os.dup2(device.fileno(), full._file.fileno())
-    with pytest.raises(CheckpointError, match=r"x: tensor a cannot be written: \[Errno 28\] No space left on device"):
+    with pytest.raises(FolderError, match=r"x: tensor a cannot be written: \[Errno 28\] No space left on device"):
         full.put_box("a", A, torch.zeros(2))
 
 

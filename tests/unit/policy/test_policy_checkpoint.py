@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_spell.bridge.hf_files import CheckpointError
+from megatron_spell.bridge.hf_files import FolderError
 from tests.distributed.policy_lab import make_batch, make_policy, make_rows
 
 
@@ -84,14 +84,14 @@ def test_random_states_return(alone, model, saved):
 @pytest.mark.parametrize("text, complaint", [("{", "cannot be read"), ('{"format": "other"}', "is not of the format")])
 def test_a_foreign_state_file_is_refused_in_one_line(alone, model, saved, text, complaint):
     (saved / "policy.json").write_text(text)
-    with pytest.raises(CheckpointError, match=complaint) as caught:
+    with pytest.raises(FolderError, match=complaint) as caught:
         resumed(model, saved)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_moment_is_named(alone, model, saved):
     (saved / "adam_second_moment/model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="adam_second_moment"):
+    with pytest.raises(FolderError, match="adam_second_moment"):
         resumed(model, saved)
 
 
@@ -108,5 +108,5 @@ def test_the_number_of_updates_is_what_adam_corrects_its_bias_by(alone, model, s
 
 
 def test_a_folder_that_is_taken_is_refused(alone, model, saved):
-    with pytest.raises(CheckpointError, match="not empty"):
+    with pytest.raises(FolderError, match="not empty"):
         resumed(model, saved).save(saved)

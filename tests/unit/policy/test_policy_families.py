@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_spell.bridge.hf_files import CheckpointError
+from megatron_spell.bridge.hf_files import FolderError
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.policy import model as policy_model
 from tests.distributed.policy_lab import KINDS, Reference, make_batch, make_policy, make_rows, write_tiny
@@ -177,5 +177,5 @@ def test_biases_that_decay_would_be_seen(alone, folders, tmp_path):
 def test_a_missing_bias_is_named(alone, folders, tmp_path):
     name = "model.layers.3.self_attn.v_proj.bias"
     copy = spoilt(folders["qwen2"], tmp_path / "spoilt", lambda tensors: tensors.pop(name))
-    with pytest.raises(CheckpointError, match=f"lacks tensor {name}"):
+    with pytest.raises(FolderError, match=f"lacks tensor {name}"):
         loaded(folders["qwen2"], copy)

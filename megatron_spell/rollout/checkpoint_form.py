@@ -8,15 +8,16 @@ import torch
 from megatron_spell.bridge.boxes import Box
 from megatron_spell.bridge.planner import Plan
 from megatron_spell.bridge.stacks import members
+from megatron_spell.rollout.landing import in_checkpoint
 
 
 def elements_to_come(plan: Plan, rank: int) -> dict[str, int]:
-    """Tensor of the target `rank` -> the number of its elements that the plan sends there."""
+    """Hugging Face tensor -> the number of its elements that the plan sends to the target `rank`."""
     found: dict[str, int] = defaultdict(int)
     for move in plan.moves:
         if move.dst_rank == rank:
             for name, box in members(move.dst_name, move.dst_box):
-                found[name] += box.num_elements
+                found[in_checkpoint(name, box)[0]] += box.num_elements
     return dict(found)
 
 
@@ -29,12 +30,14 @@ def whole_shaped(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """(Hugging Face name, tensor of its shape in `shapes`) as soon as its `num_elements` elements have come.
 
+    `boxes` are of names of `landing.checkpoint_form`, or of whole tensors under their own names.
     A loader that cuts out one worker's shard reads just the boxes that came; everything else is `rest`, or left as it
     is without. The boxes' values are read before the next is asked for.
     """
     left = dict(num_elements)
     begun: dict[str, torch.Tensor] = {}
-    for name, box, values in boxes:
+    for local_name, local_box, values in boxes:
+        name, box = in_checkpoint(local_name, local_box)
         if name not in begun:
             begun[name] = values.new_empty(shapes[name])
             if rest is not None:

@@ -7,9 +7,12 @@ from typing import Literal
 
 from megatron_spell.bridge.boxes import Box, Inventory, Segment
 from megatron_spell.bridge.engine_inventory import engine_inventory
+from megatron_spell.bridge.stacks import is_stack
 from megatron_spell.bridge.verify import Probe
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.layout.engine_mesh import WorkerPlace
+
+AT = "@"  # in no name of a weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,26 @@ def probes_from_json(text: str) -> tuple[Probe, ...]:
 
 
 def checkpoint_form(inventory: Inventory) -> Inventory:
-    """The same boxes where they lie in Hugging Face's own tensors; each once."""
-    return tuple(dict.fromkeys(Segment(s.hf_name, s.hf_box, s.hf_name, s.hf_box) for s in inventory))
+    """The same boxes, each once and a tensor of its own, named after where it lies in Hugging Face's tensor.
+
+    Of a stack the tensors stay apart, so their index stays.
+    """
+    return tuple(dict.fromkeys(_in_checkpoint(s.hf_name, s.hf_box) for s in inventory))
+
+
+def in_checkpoint(name: str, box: Box) -> tuple[str, Box]:
+    """Tensor and box that a name of `checkpoint_form` and a box there mean; other names mean themselves."""
+    own, at, offset = name.rpartition(AT)
+    if not at:
+        return name, box
+    return own, box.moved((0,) * len(box.start), tuple(map(int, offset.split(","))))
+
+
+def _in_checkpoint(name: str, box: Box) -> Segment:
+    kept = 1 if is_stack(name) else 0
+    offset = box.start[kept:]
+    local = box.moved(box.start, (*box.start[:kept], *(0,) * len(offset)))
+    return Segment(name, box, f"{name}{AT}{','.join(map(str, offset))}", local)
 
 
 def link_names(num_trainers: int, engine: str, num_workers: int) -> dict[int, str]:

@@ -14,12 +14,14 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, Weight
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
+from megatron_spell.bridge.direct import DirectReceiver
 from megatron_spell.bridge.executor import Receiver
 from megatron_spell.bridge.inventory import checkpoint_shapes
 from megatron_spell.bridge.planner import Plan
-from megatron_spell.bridge.transports import gloo, shm
 from megatron_spell.bridge.transports.base import Transport
+from megatron_spell.bridge.transports.gloo import loopback
 from megatron_spell.bridge.transports.meeting import open_store
+from megatron_spell.bridge.transports.routed import meet
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.rollout.checkpoint_form import elements_to_come, whole_shaped
 from megatron_spell.rollout.engine import EngineError
@@ -30,7 +32,6 @@ from megatron_spell.rollout.vllm_live import LiveWeights
 from megatron_spell.rollout.vllm_settings import BACKEND
 
 WIRE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TRANSPORTS = ("gloo", "shm")
 
 
 @dataclass
@@ -39,7 +40,8 @@ class Channel(WeightTransferInitInfo):
 
     Ranks below `num_trainers` are the trainers; `rank` is that of the engine's first worker, and the others follow in
     vLLM's order. What the plan sends to a worker is what `landing.target_inventory` says of its report. `engine` is
-    the name for messages, `session` keeps channels over one store apart.
+    the name for messages, `session` keeps channels over one store apart; a channel that is opened anew needs another.
+    `transport` is one of `routed.KINDS`. With `direct` workers copy out of the trainers' own tensors (direct.py).
     """
 
     plan: str
@@ -54,6 +56,7 @@ class Channel(WeightTransferInitInfo):
     session: str = "bridge"
     transport: str = "gloo"
     engine: str = "engine"
+    direct: bool = False
 
 
 @dataclass
@@ -72,7 +75,7 @@ class BridgeReceiver(WeightTransferEngine[Channel, Delivery]):
 
     report: WorkerReport | None = None  # set by the worker's first description
     _transport: Transport | None = None
-    _receiver: Receiver | None = None
+    _receiver: Receiver | DirectReceiver | None = None
     _elements: dict[str, int]
     _live: dict[str, torch.nn.Parameter]
     _was_reloaded = False
@@ -80,15 +83,17 @@ class BridgeReceiver(WeightTransferEngine[Channel, Delivery]):
     def init_transfer_engine(self, init_info: Channel) -> None:
         """Meet the trainers; blocks until all have come. Raises BridgeError, EngineError."""
         self.shutdown()
-        for known, field in ((WIRE_DTYPES, "dtype"), (TRANSPORTS, "transport")):
-            if (value := getattr(init_info, field)) not in known:
-                raise EngineError(f"{field} {value!r} is not known to engines; known are {', '.join(known)}")
+        if init_info.dtype not in WIRE_DTYPES:
+            raise EngineError(f"dtype {init_info.dtype!r} cannot be received; known are {', '.join(WIRE_DTYPES)}")
+        if init_info.direct and (self.report is None or self.report.landing != "in_place"):
+            raise EngineError(f"a direct channel lands in place, which cannot be here: {self.report}")
         rank = init_info.rank + worker_rank(self.parallel_config)
         dtype = WIRE_DTYPES[init_info.dtype]
         plan = Plan.from_json(init_info.plan)
-        self._receiver = Receiver(plan, rank, dtype=dtype, bucket_bytes=init_info.bucket_bytes)
+        kind = DirectReceiver if init_info.direct else Receiver
+        self._receiver = kind(plan, rank, dtype=dtype, bucket_bytes=init_info.bucket_bytes)
         self._elements, self._live = elements_to_come(plan, rank), dict(self.model.named_parameters())
-        self._transport = join(init_info, rank)
+        self._transport = join(init_info, rank, self.device)
 
     def start_weight_update(self) -> None:
         if self._transport is None or self.report is None:
@@ -148,14 +153,13 @@ class WorkerExtension:
         return live_digests(self.get_model(), ModelShape.load(folder), place, asked, WIRE_DTYPES[dtype])
 
 
-def join(channel: Channel, rank: int) -> Transport:
+def join(channel: Channel, rank: int, device: torch.device) -> Transport:
     """Meet the others of the link at the store that trainer rank 0 serves. Raises TransportError."""
     names = link_names(channel.num_trainers, channel.engine, channel.size - channel.num_trainers)
     store = open_store(channel.host, channel.port, serve=False, timeout_s=channel.timeout_s)
     how = {"timeout_s": channel.timeout_s, "names": names, "session": channel.session}
-    if channel.transport == "shm":
-        return shm.join(store, rank, channel.size, **how)
-    return gloo.join(store, rank, channel.size, **how, address=gloo.loopback(channel.host))
+    address = loopback(channel.host)
+    return meet(channel.transport, store, rank, channel.size, device=device, address=address, **how)
 
 
 def worker_rank(parallel_config) -> int:

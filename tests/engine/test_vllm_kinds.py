@@ -190,7 +190,7 @@ def test_a_loader_that_reads_more_than_was_sent_is_found_out(tmp_path):
     folder, name = write_checkpoint(tmp_path / "model", seed=0), "model.layers.1.self_attn.k_proj.weight"
 
     def half(held: Inventory) -> Inventory:
-        box = Box((0, 0), (32, 128))
+        box = Box((0, 0), (32, 128))  # of 64 rows
         return tuple(Segment(name, box, name, box) if s.hf_name == name else s for s in held)
 
     async def play():

@@ -18,6 +18,7 @@ from megatron_spell.rollout.checkpoint_form import elements_to_come, whole_shape
 from megatron_spell.rollout.landing import (
     WorkerReport,
     checkpoint_form,
+    in_checkpoint,
     link_names,
     probes_from_json,
     probes_to_json,
@@ -45,7 +46,10 @@ def test_a_worker_is_sent_what_it_holds_under_the_names_it_lands_in():
     assert target_inventory(SHAPE, report(3, "in_place")) == held
     form = target_inventory(SHAPE, report(3))
     assert {(s.hf_name, s.hf_box) for s in form} == {(s.hf_name, s.hf_box) for s in held}
-    assert all((s.hf_name, s.hf_box) == (s.local_name, s.local_box) for s in form)
+    for segment in form:
+        for own, meant in zip(members(segment.local_name, segment.local_box), members(segment.hf_name, segment.hf_box)):
+            assert in_checkpoint(*own) == meant
+    assert in_checkpoint("model.norm.weight", Box((0,), (4,))) == ("model.norm.weight", Box((0,), (4,)))
     assert checkpoint_form((*held, *held)) == form
 
 

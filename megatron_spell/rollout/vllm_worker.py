@@ -18,10 +18,10 @@ from megatron_spell.bridge.direct import DirectReceiver
 from megatron_spell.bridge.executor import Receiver
 from megatron_spell.bridge.inventory import checkpoint_shapes
 from megatron_spell.bridge.planner import Plan
+from megatron_spell.bridge.transports import routed
 from megatron_spell.bridge.transports.base import Transport
 from megatron_spell.bridge.transports.gloo import loopback
 from megatron_spell.bridge.transports.meeting import open_store
-from megatron_spell.bridge.transports.routed import meet
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.rollout.checkpoint_form import elements_to_come, whole_shaped
 from megatron_spell.rollout.engine import EngineError
@@ -84,7 +84,7 @@ class BridgeReceiver(WeightTransferEngine[Channel, Delivery]):
         """Meet the trainers; blocks until all have come. Raises BridgeError, EngineError."""
         self.shutdown()
         if init_info.dtype not in WIRE_DTYPES:
-            raise EngineError(f"dtype {init_info.dtype!r} cannot be received; known are {', '.join(WIRE_DTYPES)}")
+            raise EngineError(f"dtype {init_info.dtype!r} is not known to engines; known are {', '.join(WIRE_DTYPES)}")
         if init_info.direct and (self.report is None or self.report.landing != "in_place"):
             raise EngineError(f"a direct channel lands in place, which cannot be here: {self.report}")
         rank = init_info.rank + worker_rank(self.parallel_config)
@@ -93,7 +93,8 @@ class BridgeReceiver(WeightTransferEngine[Channel, Delivery]):
         kind = DirectReceiver if init_info.direct else Receiver
         self._receiver = kind(plan, rank, dtype=dtype, bucket_bytes=init_info.bucket_bytes)
         self._elements, self._live = elements_to_come(plan, rank), dict(self.model.named_parameters())
-        self._transport = join(init_info, rank, self.device)
+        device = next(self.model.parameters()).device
+        self._transport = join(init_info, rank, device if device.type == "cuda" else None)
 
     def start_weight_update(self) -> None:
         if self._transport is None or self.report is None:
@@ -153,13 +154,13 @@ class WorkerExtension:
         return live_digests(self.get_model(), ModelShape.load(folder), place, asked, WIRE_DTYPES[dtype])
 
 
-def join(channel: Channel, rank: int, device: torch.device) -> Transport:
+def join(channel: Channel, rank: int, device: torch.device | None) -> Transport:
     """Meet the others of the link at the store that trainer rank 0 serves. Raises TransportError."""
     names = link_names(channel.num_trainers, channel.engine, channel.size - channel.num_trainers)
     store = open_store(channel.host, channel.port, serve=False, timeout_s=channel.timeout_s)
-    how = {"timeout_s": channel.timeout_s, "names": names, "session": channel.session}
-    address = loopback(channel.host)
-    return meet(channel.transport, store, rank, channel.size, device=device, address=address, **how)
+    who = {"timeout_s": channel.timeout_s, "names": names, "session": channel.session}
+    where = {"device": device, "address": loopback(channel.host)}
+    return routed.meet(channel.transport, store, rank, channel.size, **who, **where)
 
 
 def worker_rank(parallel_config) -> int:

@@ -14,8 +14,8 @@ from megatron_spell.bridge.boxes import Inventory
 from megatron_spell.bridge.executor import Sender
 from megatron_spell.bridge.inventory import checkpoint_inventory
 from megatron_spell.bridge.planner import plan
+from megatron_spell.bridge.transports import routed
 from megatron_spell.bridge.transports.meeting import open_store
-from megatron_spell.bridge.transports.routed import meet
 from megatron_spell.cluster.local import free_port
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import RolloutSection
@@ -186,7 +186,7 @@ def _serve() -> None:
 
     start = json.loads(sys.stdin.readline())
     store = open_store("127.0.0.1", start["port"], serve=True, timeout_s=120)
-    transport = meet(start["transport"], store, 0, start["size"], timeout_s=120, address="127.0.0.1")
+    transport = routed.meet(start["transport"], store, 0, start["size"], timeout_s=120, address="127.0.0.1")
     for line in sys.stdin:
         order = json.loads(line)
         tensors = load_file(Path(order["folder"]) / "model.safetensors")

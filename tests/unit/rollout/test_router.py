@@ -150,16 +150,6 @@ def test_a_closed_pool_closes_its_engines_and_writes_nothing():
     assert all(engine.closed for engine in asyncio.run(play()))
 
 
-def test_all_engines_sleep_and_wake_together():
-    async def play():
-        engines, pool = make_pool(2)
-        assert await pool.sleep() is None
-        await pool.wake("weights")
-        return [engine.calls_of_sleep for engine in engines]
-
-    assert asyncio.run(play()) == [["sleep", "weights"]] * 2
-
-
 def test_a_pool_of_nothing_is_refused():
     with pytest.raises(EngineError, match="at least one engine"):
         EnginePool([])

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.distributed import Store
 
 from megatron_spell.bridge.boxes import BridgeError
 from megatron_spell.bridge.executor import Sender, Tensors
@@ -71,12 +72,11 @@ class Sent:
     wrong: str | None = None
 
 
-def meet(meeting: Meeting, rank: int, device: torch.device | None) -> Transport:
+def meet(meeting: Meeting, store: Store, rank: int, device: torch.device | None) -> Transport:
     """The transport of trainer rank `rank` on this link; `device` is the GPU that its weights are on, None without.
 
     Raises TransportTimeout naming who did not come, TransportError where they cannot be connected as asked.
     """
-    store = open_store(meeting.host, meeting.port, serve=rank == 0, timeout_s=meeting.timeout_s)
     who = {"timeout_s": meeting.timeout_s, "names": meeting.names, "session": meeting.session}
     where = {"device": device, "address": loopback(meeting.host)}
     return routed.meet(meeting.transport, store, rank, meeting.size, **who, **where)
@@ -84,8 +84,11 @@ def meet(meeting: Meeting, rank: int, device: torch.device | None) -> Transport:
 
 @dataclass(frozen=True, slots=True)
 class _Link:
+    """`store` is kept because rank 0's serves the others, who may still be on their way in."""
+
     sender: Sender
     transport: Transport
+    store: Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,9 @@ class Links:
         dtype = getattr(torch, meeting.dtype)
         plan = Plan.from_json(meeting.plan)
         sender = Sender(plan, self._rank, tensors, dtype=dtype, bucket_bytes=meeting.bucket_bytes)
-        self._links[meeting.engine] = _Link(sender, meet(meeting, self._rank, _gpu(tensors)))
+        serve = self._rank == 0
+        store = open_store(meeting.host, meeting.port, serve=serve, timeout_s=meeting.timeout_s)
+        self._links[meeting.engine] = _Link(sender, meet(meeting, store, self._rank, _gpu(tensors)), store)
 
     def _settle(self, failed: Mapping[int, Exception]) -> Sent:
         """What all ranks met with; raises what is not an engine's fault, here and on rank 0."""

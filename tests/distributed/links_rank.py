@@ -1,5 +1,7 @@
-"""One process of the tests of links: `links_rank.py WAY TRANSPORT`. Ranks 0 and 1 are trainers; 2, 3 and 4 are engines 0, 1 and
-what is started in place of engine 1 after it was lost."""
+"""One process of the tests of links: `links_rank.py WAY TRANSPORT`.
+
+Ranks 0 and 1 are trainers; 2, 3 and 4 are engines 0, 1 and what is started in place of engine 1 after it was lost.
+"""
 
 import json
 import os

@@ -144,7 +144,7 @@ def fail(board: dist.TCPStore, way: str) -> None:
             list(arriving)
             raise AssertionError("damaged weights were taken")
         except WrongWeights as error:
-            assert "what landed on rank 2 is not what it sent" in str(error)
+            assert "what landed on rank 2 is not what rank " in str(error)
         return
     for _ in range(3):
         next(arriving)

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable
 from functools import lru_cache, partial
 
 import psutil
+import torch
 from rich.console import Console
 
 from megatron_spell.cluster.handles import ClusterError
@@ -19,6 +21,7 @@ from megatron_spell.data.store import TokenStore
 from megatron_spell.evaluation.questions import load_questions
 from megatron_spell.roles.templates import Templates
 from megatron_spell.rollout.engine import Engine, EngineError
+from megatron_spell.rollout.placement import resources
 from megatron_spell.rollout.remote import RemoteEngine
 from megatron_spell.selfplay.collector import Collector
 from megatron_spell.selfplay.table import Table
@@ -108,6 +111,13 @@ async def _start_fleet(config: RunConfig, cluster: RayCluster, tell: Callable[[s
 
 
 async def _start_engine(config: RunConfig, cluster: RayCluster, number: int) -> Engine:
+    given = resources(
+        config.rollout,
+        number,
+        num_trainers=config.policy.mesh.mesh().world_size,
+        on_cpu=not torch.cuda.is_available(),
+        gpus=visible_gpus() if config.cluster.ray_address is None else None,
+    )
     return await RemoteEngine.spawn(
         cluster,
         config.model.path.resolve(),
@@ -118,4 +128,11 @@ async def _start_engine(config: RunConfig, cluster: RayCluster, number: int) -> 
         landing=config.bridge.landing,
         expert_choices=config.policy.moe.routing_replay != "never",
         log=config.run_folder.resolve() / "logs" / f"engine_{number}.log",
+        **given,
     )
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]

@@ -11,13 +11,16 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.distributed import Store
 
 from megatron_spell.bridge.boxes import BridgeError
 from megatron_spell.bridge.executor import Sender, Tensors
 from megatron_spell.bridge.planner import Plan
 from megatron_spell.bridge.receipts import WrongWeights
+from megatron_spell.bridge.transports import routed
 from megatron_spell.bridge.transports.base import Transport, TransportError
-from megatron_spell.bridge.transports.gloo import rendezvous
+from megatron_spell.bridge.transports.gloo import loopback
+from megatron_spell.bridge.transports.meeting import open_store
 from megatron_spell.rollout.landing import link_names
 
 # An engine waits so much longer for the trainers than they for it: theirs are the words that name the culprit.
@@ -43,7 +46,7 @@ class Meeting:
     bucket_bytes: int
     timeout_s: float
     session: str
-    transport: str = "gloo"
+    transport: str
 
     @property
     def size(self) -> int:
@@ -69,16 +72,23 @@ class Sent:
     wrong: str | None = None
 
 
-def meet(meeting: Meeting, rank: int) -> Transport:
-    """The transport of trainer rank `rank` on this link. Raises TransportTimeout naming who did not come."""
-    limits = {"timeout_s": meeting.timeout_s, "names": meeting.names, "session": meeting.session}
-    return rendezvous(meeting.host, meeting.port, rank, meeting.size, **limits)
+def meet(meeting: Meeting, store: Store, rank: int, device: torch.device | None) -> Transport:
+    """The transport of trainer rank `rank` on this link; `device` is the GPU that its weights are on, None without.
+
+    Raises TransportTimeout naming who did not come, TransportError where they cannot be connected as asked.
+    """
+    who = {"timeout_s": meeting.timeout_s, "names": meeting.names, "session": meeting.session}
+    where = {"device": device, "address": loopback(meeting.host)}
+    return routed.meet(meeting.transport, store, rank, meeting.size, **who, **where)
 
 
 @dataclass(frozen=True, slots=True)
 class _Link:
+    """`store` is kept because rank 0's serves the others, who may still be on their way in."""
+
     sender: Sender
     transport: Transport
+    store: Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +143,9 @@ class Links:
         dtype = getattr(torch, meeting.dtype)
         plan = Plan.from_json(meeting.plan)
         sender = Sender(plan, self._rank, tensors, dtype=dtype, bucket_bytes=meeting.bucket_bytes)
-        self._links[meeting.engine] = _Link(sender, meet(meeting, self._rank))
+        serve = self._rank == 0
+        store = open_store(meeting.host, meeting.port, serve=serve, timeout_s=meeting.timeout_s)
+        self._links[meeting.engine] = _Link(sender, meet(meeting, store, self._rank, _gpu(tensors)), store)
 
     def _settle(self, failed: Mapping[int, Exception]) -> Sent:
         """What all ranks met with; raises what is not an engine's fault, here and on rank 0."""
@@ -153,6 +165,11 @@ class Links:
         return Sent(lost, "; ".join(wrong[:4]) or None)
 
 
+def _gpu(tensors: Tensors) -> torch.device | None:
+    """The GPU that the tensors are on."""
+    return next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
+
+
 def _kind(error: Exception) -> str:
     if isinstance(error, WrongWeights):
         return "wrong"
@@ -165,7 +182,9 @@ def _words(error: Exception) -> str:
 
 def _side_by_side(work: Mapping[int, Callable[[], object]]) -> dict[int, Exception]:
     """Do all, each in a thread of its own; what failed, by key."""
-    with ThreadPoolExecutor(max_workers=max(1, len(work)), thread_name_prefix="link") as threads:
+    use_gpu = partial(torch.cuda.set_device, torch.cuda.current_device()) if torch.cuda.is_available() else None
+    settings = {"thread_name_prefix": "link", "initializer": use_gpu}  # a new thread would use the first GPU
+    with ThreadPoolExecutor(max_workers=max(1, len(work)), **settings) as threads:
         under_way = {key: threads.submit(do) for key, do in work.items()}
     found = {key: future.exception() for key, future in under_way.items()}
     return {key: error for key, error in found.items() if isinstance(error, Exception)}

@@ -158,6 +158,7 @@ class Refresh:
             bucket_bytes=int(config.bridge.bucket_mib * 2**20 / config.rollout.engines),
             timeout_s=config.bridge.timeout_s,
             session=f"engine {number}, meeting {next(self._sessions)}",
+            transport=config.bridge.transport,
         )
 
     def _transfer(self, taking: "_Taking", version: int) -> None:

@@ -1,5 +1,7 @@
-"""One process of the tests of links: `links_rank.py WAY`. Ranks 0 and 1 are trainers; 2, 3 and 4 are engines 0, 1 and
-what is started in place of engine 1 after it was lost."""
+"""One process of the tests of links: `links_rank.py WAY TRANSPORT`.
+
+Ranks 0 and 1 are trainers; 2, 3 and 4 are engines 0, 1 and what is started in place of engine 1 after it was lost.
+"""
 
 import json
 import os
@@ -15,7 +17,8 @@ from megatron_spell.bridge.executor import Receiver
 from megatron_spell.bridge.inventory import checkpoint_inventory
 from megatron_spell.bridge.planner import Plan
 from megatron_spell.bridge.receipts import WrongWeights
-from megatron_spell.bridge.transports.gloo import open_store, rendezvous
+from megatron_spell.bridge.transports import routed
+from megatron_spell.bridge.transports.meeting import open_store
 from megatron_spell.cluster.local import free_port
 from megatron_spell.layout.mesh import Mesh
 from megatron_spell.train.crew import gatherer
@@ -23,6 +26,7 @@ from megatron_spell.train.links import Links, Meeting
 from megatron_spell.train.routes import part_of, plan_refresh
 from tests.unit.bridge.made_weights import laid_out, made_shape, made_weights
 
+TRANSPORT = sys.argv[2]
 RANK, PORT = int(os.environ["RANK"]), int(os.environ["MASTER_PORT"])
 NUM_TRAINERS, NUM_ENGINES = 2, 2
 MESH, SHAPE = Mesh(tp=2), made_shape(layers=4)
@@ -67,7 +71,7 @@ class Trainer:
     def _meeting(self, engine: int, session: str) -> Meeting:
         agreed = {"host": "127.0.0.1", "port": free_port(), "dtype": "float32", "bucket_bytes": BUCKET_BYTES}
         of_engine = {"engine": engine, "name": f"engine {engine}", "plan": self.parts[engine].to_json()}
-        sizes = {"num_workers": 1, "num_trainers": NUM_TRAINERS, "timeout_s": TIMEOUT_S}
+        sizes = {"num_workers": 1, "num_trainers": NUM_TRAINERS, "timeout_s": TIMEOUT_S, "transport": TRANSPORT}
         return Meeting(**agreed, **of_engine, **sizes, session=session)
 
 
@@ -77,8 +81,9 @@ class Receiving:
     def __init__(self, board: dist.TCPStore, engine: int, session: str):
         board.wait([f"{session}/{engine}"], PATIENCE)
         channel = Meeting(**json.loads(board.get(f"{session}/{engine}"))).channel()
-        where = channel["host"], channel["port"], channel["rank"], channel["size"]
-        self.transport = rendezvous(*where, timeout_s=channel["timeout_s"], session=session)
+        store = open_store(channel["host"], channel["port"], serve=False, timeout_s=channel["timeout_s"])
+        who = {"timeout_s": channel["timeout_s"], "session": session, "address": "127.0.0.1"}
+        self.transport = routed.meet(channel["transport"], store, channel["rank"], channel["size"], **who)
         plan = Plan.from_json(channel["plan"])
         self.receiver = Receiver(plan, channel["rank"], dtype=torch.float32, bucket_bytes=channel["bucket_bytes"])
 
@@ -139,7 +144,7 @@ def fail(board: dist.TCPStore, way: str) -> None:
             list(arriving)
             raise AssertionError("damaged weights were taken")
         except WrongWeights as error:
-            assert "what landed on rank 2 is not what it sent" in str(error)
+            assert "what landed on rank 2 is not what rank " in str(error)
         return
     for _ in range(3):
         next(arriving)
@@ -155,7 +160,7 @@ class _Damaged:
         self._arrival = arrival
 
     def wait(self) -> torch.Tensor:
-        values = self._arrival.wait()
+        values = self._arrival.wait().clone()  # it may be the sender's own memory
         values.view(torch.float32).abs_().add_(1.0)
         return values
 
@@ -168,7 +173,7 @@ def come_back(board: dist.TCPStore, way: str) -> None:
         Receiving(board, 1, "second").expect(4)
 
 
-def main(way: str) -> None:
+def main(way: str, _: str) -> None:
     board = open_store("127.0.0.1", PORT, serve=RANK == 0, timeout_s=60)
     {0: train, 1: train, 2: serve, 3: fail, 4: come_back}[RANK](board, way)
     if RANK != 3:

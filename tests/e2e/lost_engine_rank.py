@@ -42,8 +42,8 @@ class Strike:
         self._meet = links.meet
         links.meet = self.meet
 
-    def meet(self, meeting: links.Meeting, rank: int):
-        transport = self._meet(meeting, rank)
+    def meet(self, meeting: links.Meeting, *where):
+        transport = self._meet(meeting, *where)
         if meeting.engine == VICTIM:
             send = transport.send
             transport.send = lambda *message: (self._before_send(), send(*message))[1]

@@ -256,6 +256,8 @@ def test_split_engines_never_sleep(make):
 
 def test_planning_counts_an_engine_of_several_workers_as_that_many_ranks(make):
     lab = make(rollout={"tensor_parallel": 2})
+    for engine in lab.engines:
+        engine.reports = [replace(report, landing="in_place") for report in engine.reports]
     lab.refresh.publish(0)
     channels = [engine.channels[0] for engine in lab.engines]
     assert [(c["rank"], c["size"]) for c in channels] == [(2, 4), (2, 4)]

@@ -29,7 +29,7 @@ class PlainRefresh:
         self.num_tensors, self.num_collectives = len(self._sizes), 0  # of one refresh
 
     def run(self) -> int:
-        """Refresh once; returns the bytes that the workers of the engine received."""
+        """Refresh once; the bytes that this rank received, of a worker of the engine."""
         num_bytes = self.num_collectives = 0
         for name, whole in self._whole_tensors():
             source = self._owner(name) if ".experts." in name else 0
@@ -37,7 +37,7 @@ class PlainRefresh:
             self.num_collectives += 1
             if not self._trains:
                 self._load(name, whole)
-            num_bytes += whole.nbytes * self._engine.num_workers
+            num_bytes += 0 if self._trains else whole.nbytes
         return num_bytes
 
     def _whole_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

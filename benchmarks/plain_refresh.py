@@ -111,7 +111,7 @@ class PlainRefresh:
         if int(expert) // held != self._place:
             return
         kind = "w2_weight" if projection == "down_proj" else "w13_weight"
-        own = self._tensors[f"{prefix}.experts.{kind}"][int(expert) % held]
+        own = self._tensors[f"{prefix}.experts.routed_experts.{kind}"][int(expert) % held]
         half = {"gate_proj": own[: len(own) // 2], "up_proj": own[len(own) // 2 :], "down_proj": own}[projection]
         half.copy_(whole)
 

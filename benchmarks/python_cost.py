@@ -20,7 +20,8 @@ from megatron_spell.layout.engine_mesh import EngineMesh
 from megatron_spell.layout.mesh import Mesh
 
 Tensors = dict[str, torch.Tensor]
-DTYPE, BUCKET_BYTES = torch.bfloat16, 64 * 2**20
+DTYPE = torch.bfloat16
+BUCKET_BYTES = 256 * 2**20  # the default of bridge.bucket_mib; links share it
 LAYOUTS = (
     (Mesh(tp=4, pp=2, dp=4, ep=8, etp=1), EngineMesh(tp=4), 4),
     (Mesh(tp=2, pp=4, dp=8, ep=8, etp=1), EngineMesh(tp=2), 8),

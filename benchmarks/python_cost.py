@@ -1,4 +1,4 @@
-"""What a refresh costs a rank in Python: the executor on tensors that cost nothing and a transport that moves nothing."""
+"""What a refresh costs a rank in Python: the executor on tensors of no weight and a transport that moves nothing."""
 
 import time
 from collections import Counter

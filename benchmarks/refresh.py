@@ -5,9 +5,9 @@
 ways: four gloo processes, two trainers (tp 2, ep 2) and the two workers of one engine (tp 2 with expert parallelism),
 Qwen3-30B-A3B with 128 experts a layer but fewer layers and its widths divided by --scale, bfloat16. The plain way
 (plain_refresh.py) gathers each tensor to Hugging Face form and broadcasts it whole. Both ways run in turn in the same
-processes and fill the same parameters, which are compared bit by bit; a ratio is of two refreshes of one repeat. Time is
-the slowest rank's by the clock, and the processor time of all ranks together, which other work on the machine does not
-add to. Bytes are counted where the transport takes them; the bound is what the workers hold.
+processes and fill the same parameters, which are compared bit by bit; a ratio is of two refreshes of one repeat. Time
+is the slowest rank's by the clock, and the processor time of all ranks together, which other work on the machine does
+not add to. Bytes are counted where the transport takes them; the bound is what the workers hold.
 
 python: the plans of the real Qwen3-30B-A3B. A rank's whole refresh runs on tensors that cost nothing (one element,
 expanded) and a transport that moves nothing; the copies themselves are left out. What is left is Python: walking the
@@ -105,7 +105,7 @@ class Counted:
 
 
 class BridgeRefresh:
-    """One rank's part: `run` is the same call on every rank. Planned as it would be in a run, with the usual buckets."""
+    """One rank's part: `run` is the same call on every rank. Buckets are of the default size."""
 
     def __init__(self, shape: ModelShape, rank: int, tensors: dict[str, torch.Tensor], transport: Counted):
         first = TRAINERS.world_size
@@ -235,8 +235,9 @@ def judge_ways(console: Console, seen: Ways) -> list[str]:
     clock, work = seen.ratios(seen.clock_s), seen.ratios(seen.processor_s)
     warm_ms = 1e3 * statistics.median(seen.clock_s["bridge"])
     console.print(f"plain / bridge: {spread(clock)} by the clock, {spread(work)} of the processor")
+    cold_ms = 1e3 * seen.cold_s
     console.print(
-        f"the bridge's first refresh, planning and preparing included: {1e3 * seen.cold_s:.0f} ms, {1e3 * seen.cold_s / warm_ms:.1f} times a warm one"
+        f"the bridge's first refresh, plan and views included: {cold_ms:.0f} ms, {cold_ms / warm_ms:.1f} warm ones"
     )
     faults = [] if seen.equal else ["the two ways end with different bits"]
     if statistics.median(clock) < LEAST_RATIO:

@@ -115,7 +115,7 @@ def _digests(samples: Sequence[tuple[Sample, torch.Tensor]], dtype: torch.dtype)
     together = torch.empty(sum(sizes), dtype=dtype, device=samples[0][1].device)
     parts = [part.view(values.shape) for part, (_, values) in zip(together.split(sizes), samples)]
     torch._foreach_copy_(parts, [values for _, values in samples])
-    content, at, found = memoryview(raw_bytes(together, dtype)), 0, {}
+    content, at, found = raw_bytes(together, dtype).tobytes(), 0, {}
     for (each, _), size in zip(samples, sizes):
         stop = at + size * dtype.itemsize
         key = _key(each.move.hf_name, each.move.hf_box.start) + str(each.offset).encode()

@@ -62,6 +62,7 @@ check: $(VENV)/installed-dev
 bench: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/train_step.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/head_memory.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/refresh.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -25,13 +25,14 @@ class Prepared:
         self._names = sorted({name for place in self._boxes for name, _ in members(*place)})
         self._places: tuple | None = None
         self._views: dict[int, list[torch.Tensor]] = {}
+        self._rounds: dict[int, bool] = {}
 
     def follow(self, tensors: Tensors) -> None:
         """Compare where the tensors lie with where they lay. Raises BridgeError where one is missing or too small."""
         places = addresses(tensors, self._names)
         if places != self._places:
             refuse_misfits(tensors, self._boxes, self._rank)
-            self._places, self._views = places, {}
+            self._places, self._views, self._rounds = places, {}, {}
 
     def converts(self, tensors: Tensors, dtype: torch.dtype) -> bool:
         return any(tensors[name].dtype != dtype for name in self._names)
@@ -40,6 +41,17 @@ class Prepared:
         if bucket.tag not in self._views:
             self._views[bucket.tag] = copies(bucket, tensors, of_source=self._of_source)
         return self._views[bucket.tag]
+
+    def rounds(self, bucket: Bucket, tensors: Tensors, dtype: torch.dtype) -> bool:
+        """Whether some view cannot hold every value of `dtype`."""
+        if bucket.tag not in self._rounds:
+            self._rounds[bucket.tag] = not all(_holds(view.dtype, dtype) for view in self.views(bucket, tensors))
+        return self._rounds[bucket.tag]
+
+
+def _holds(dtype: torch.dtype, values: torch.dtype) -> bool:
+    """Whether every value of the one is one of the other."""
+    return torch.promote_types(dtype, values) == dtype
 
 
 def addresses(tensors: Tensors, names: Iterable[str]) -> tuple:

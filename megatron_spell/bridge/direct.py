@@ -69,8 +69,7 @@ class DirectSender:
             pending.wait()
         if check is not None:
             samples = self._samples.of(check)
-            sent = {s.tag: receipts.of_source(s, self._tensors, self._dtype) for s in samples}
-            receipts.exchange(transport, samples, sent, {})
+            receipts.exchange(transport, samples, receipts.of_sources(samples, self._tensors, self._dtype), {})
 
 
 class DirectReceiver:
@@ -104,8 +103,7 @@ class DirectReceiver:
             lent.release()
         if check is not None:
             samples = self._samples.of(check)
-            landed = {s.tag: receipts.of_target(s, tensors, self._dtype) for s in samples}
-            receipts.exchange(transport, samples, {}, landed)
+            receipts.exchange(transport, samples, {}, receipts.of_targets(samples, tensors, self._dtype))
 
     def _pairs(self, source: int, tensors: Tensors, theirs: Tensors) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         own, read = [], []

@@ -5,7 +5,7 @@ be prepared is prepared once (compiled.py); a refresh then costs a few calls for
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +46,7 @@ class Sender:
         for _ in self._carrier.follow(transport):
             pass
         if check is not None:
-            self._carrier.compare(transport, check, {})
+            self._carrier.compare(transport, self._carrier.samples(check), {})
 
 
 class Receiver:
@@ -78,28 +78,30 @@ class Receiver:
         """
         carrier, prepared = self._carrier, self._prepared
         prepared.follow(tensors)
-        wanted, found = self._wanted(check), {}
+        samples, found = carrier.samples(check), {}
+        wanted = self._by_bucket(samples)
         for bucket, windows in carrier.follow(transport):
             torch._foreach_copy_(prepared.views(bucket, tensors), windows)
-            if bucket.tag in wanted and self._rounds(prepared.views(bucket, tensors)):
+            if bucket.tag in wanted and prepared.rounds(bucket, tensors, self._dtype):
                 found[bucket.tag] = receipts.of_arrival(wanted.pop(bucket.tag), bucket, windows)
         if check is not None:
-            found |= {tag: receipts.of_target(s, tensors, self._dtype) for tag, s in wanted.items()}
-            carrier.compare(transport, check, found)
+            found |= receipts.of_targets(wanted.values(), tensors, self._dtype)
+            carrier.compare(transport, samples, found)
 
     def boxes(self, transport: Transport, *, check: int | None = None) -> Iterator[tuple[str, Box, torch.Tensor]]:
         """(local name, box, values of the wire dtype) as they come, stacks apart; values are good until the next.
 
         The generator must be run to its end. `check` as for `Sender.run`; what is compared is what came.
         """
-        carrier, wanted, found = self._carrier, self._wanted(check), {}
-        for bucket, windows in carrier.follow(transport):
+        samples, found = self._carrier.samples(check), {}
+        wanted = self._by_bucket(samples)
+        for bucket, windows in self._carrier.follow(transport):
             if bucket.tag in wanted:
                 found[bucket.tag] = receipts.of_arrival(wanted[bucket.tag], bucket, windows)
             for (name, box), window in zip(landing_places(bucket), windows, strict=True):
                 yield name, box, window.view(box.shape)
         if check is not None:
-            carrier.compare(transport, check, found)
+            self._carrier.compare(transport, samples, found)
 
     def tensors(self, transport: Transport, *, check: int | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """(local name, new tensor of the wire dtype) as they complete.
@@ -116,13 +118,9 @@ class Receiver:
             if not left[name]:
                 yield name, begun.pop(name)
 
-    def _wanted(self, check: int | None) -> dict[int, receipts.Sample]:
-        if check is None:
-            return {}
-        return {s.tag: s for s in self._carrier.samples(check) if s.move.dst_rank == self._carrier.rank}
-
-    def _rounds(self, views: list[torch.Tensor]) -> bool:
-        return any(torch.promote_types(view.dtype, self._dtype) != view.dtype for view in views)
+    def _by_bucket(self, samples: Sequence[receipts.Sample]) -> dict[int, receipts.Sample]:
+        """Those of what this rank receives."""
+        return {each.tag: each for each in samples if each.move.dst_rank == self._carrier.rank}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,16 +161,15 @@ class _Carrier:
         while under_way:
             yield from self._end(under_way.popleft())
 
-    def samples(self, check: int) -> list[receipts.Sample]:
+    def samples(self, check: int | None) -> list[receipts.Sample]:
         """What of each bucket that this rank sends or receives is compared."""
-        return [receipts.sample(b, check) for b in self._buckets if b.src_rank != b.dst_rank]
+        if check is None:
+            return []
+        return [receipts.sample(bucket, check) for bucket in self._buckets if bucket.src_rank != bucket.dst_rank]
 
-    def compare(self, transport: Transport, check: int, received: Mapping[int, bytes]) -> None:
-        samples = self.samples(check)
-        sent = {
-            s.tag: receipts.of_source(s, self._sources, self._dtype) for s in samples if s.move.src_rank == self.rank
-        }
-        receipts.exchange(transport, samples, sent, received)
+    def compare(self, transport: Transport, samples: Sequence[receipts.Sample], received: Mapping[int, bytes]) -> None:
+        own = [each for each in samples if each.move.src_rank == self.rank]
+        receipts.exchange(transport, samples, receipts.of_sources(own, self._sources, self._dtype), received)
 
     def _prepare(self, transport: Transport) -> None:
         """Views of sources and buffers are made once, and again when a tensor has moved or the transport is another."""

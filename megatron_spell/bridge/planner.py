@@ -204,13 +204,15 @@ def _refuse_doubled_targets(rank: int, inventory: Inventory) -> None:
 def _refuse_holes(rank: int, inventory: Inventory) -> None:
     """What lies before the end of a tensor's segments must be filled; behind it there may be padding.
 
-    A part of a Hugging Face tensor in that tensor's own coordinates is what the target asks for, and all it gets.
+    Of a tensor in Hugging Face's own coordinates a part may be wanted (an engine in checkpoint form).
     """
-    by_name: dict[str, list[Box]] = defaultdict(list)
+    by_name: dict[str, list[Segment]] = defaultdict(list)
     for segment in inventory:
-        if (segment.local_name, segment.local_box) != (segment.hf_name, segment.hf_box):
-            by_name[segment.local_name].append(segment.local_box)
-    for name, boxes in by_name.items():
+        by_name[segment.local_name].append(segment)
+    for name, segments in by_name.items():
+        if all(s.local_name == s.hf_name and s.local_box == s.hf_box for s in segments):
+            continue
+        boxes = [s.local_box for s in segments]
         stop = tuple(max(sizes) for sizes in zip(*(box.stop for box in boxes)))
         stretches = [(0, 0, stop[0])]
         if is_stack(name):  # some of its tensors may be elsewhere

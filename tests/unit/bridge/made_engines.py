@@ -72,8 +72,8 @@ def _experts(shape: ModelShape, hf: Arrays, mesh: EngineMesh, index: int) -> Arr
         own, r, cut = all_experts, index, parts
     held = [_mlp({k.replace(f".experts.{e}.", "."): v for k, v in hf.items()}, r, cut) for e in own]
     return {
-        "mlp.experts.w13_weight": np.stack([each["mlp.gate_up_proj.weight"] for each in held]),
-        "mlp.experts.w2_weight": np.stack([each["mlp.down_proj.weight"] for each in held]),
+        "mlp.experts.routed_experts.w13_weight": np.stack([each["mlp.gate_up_proj.weight"] for each in held]),
+        "mlp.experts.routed_experts.w2_weight": np.stack([each["mlp.down_proj.weight"] for each in held]),
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_spell.bridge.boxes import Box
+from megatron_spell.bridge.boxes import Box, Segment
 from megatron_spell.bridge.engine_inventory import engine_places, engine_shapes
 from megatron_spell.bridge.inventory import checkpoint_inventory, checkpoint_shapes, local_shapes, trainer_shapes
 from megatron_spell.bridge.planner import PlanError, plan
@@ -147,3 +147,12 @@ def test_a_plan_of_one_engine_is_what_the_whole_plan_says_about_it():
     assert sorted(map(repr, moves.moves)) == sorted(repr(m) for part in parts for m in part.moves)
     assert [part.ranks[-2:] for part in parts] == [(4, 5), (6, 7), (8, 9)]
     assert all([b.tag for b in part.schedule(500, 2)] == list(range(len(part.schedule(500, 2)))) for part in parts)
+
+
+def test_a_part_of_a_tensor_in_its_own_coordinates_is_no_hole():
+    """What a worker takes in checkpoint form: the boxes that it holds, where they lie in the folder's tensors."""
+    shape = made_shape(layers=2, groups=4)
+    held = engine_inventories(shape, EngineMesh(tp=2), 1)[2]
+    parts = tuple(Segment(s.hf_name, s.hf_box, s.hf_name, s.hf_box) for s in held)
+    assert any(s.local_box.start[0] > 0 for s in parts)
+    assert len(plan(inventories(shape, Mesh()), {1: parts}).moves) >= len(parts)

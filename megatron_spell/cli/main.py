@@ -1,17 +1,16 @@
-"""`megatron-spell`: train, convert, data, config. Heavy imports happen inside the commands."""
+"""`megatron-spell`: train, check-bridge, convert, data, config. Heavy imports happen inside the commands."""
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from megatron_spell.cli.check_bridge import check_bridge
 from megatron_spell.cli.convert import convert
 from megatron_spell.cli.data import data_app
 from megatron_spell.cli.refusal import USAGE_ERROR, refuse
-from megatron_spell.config.load import ConfigError, load_config
-from megatron_spell.config.schema import RunConfig
+from megatron_spell.cli.run_file import Overrides, RunFile, load_run
 
 app = typer.Typer(
     help="SPELL self-play training of long-context language models on Megatron-Core and vLLM.",
@@ -19,11 +18,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(check_bridge)
 app.command()(convert)
 app.add_typer(data_app, name="data", help="Build and look into token stores.")
-
-RunFile = Annotated[Path, typer.Argument(help="YAML of the run, for instance examples/quickstart/run.yaml")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.field=value; may be given many times")]
 
 INTERRUPTED = 130
 # All that can be wrong with arguments; typer, which carries a click of its own, shows it only as this parent.
@@ -38,7 +35,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say whether the run could start")] = False,
 ) -> None:
     """Train by self-play. A run folder that holds a whole checkpoint is gone on from."""
-    config = _load(run, overrides)
+    config = load_run(run, overrides)
     from megatron_spell.train.launch import check, launch
 
     faults = check(config, resume=resume)
@@ -53,14 +50,7 @@ def train(
 @app.command(name="config")
 def show_config(run: RunFile, overrides: Overrides = None) -> None:
     """Print the resolved settings of a run as JSON."""
-    typer.echo(_load(run, overrides).model_dump_json(indent=2))
-
-
-def _load(run: Path, overrides: list[str] | None) -> RunConfig:
-    try:
-        return load_config(run, overrides or ())
-    except ConfigError as error:
-        refuse(*error.lines)
+    typer.echo(load_run(run, overrides).model_dump_json(indent=2))
 
 
 def _rank_under_torchrun() -> int | None:

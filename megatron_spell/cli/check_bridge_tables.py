@@ -29,7 +29,10 @@ def _plan(layout: Layout, found: Forecast, peak_memory_bytes: int) -> Table:
         ("tensors covered", f"{found.num_tensors:,} of {found.num_model_tensors:,}; {verdict}"),
         ("moved", f"{shown(found.num_bytes)} in {found.num_moves:,} moves"),
         ("messages", f"{found.num_messages:,} of {shown(layout.engine_bucket_bytes)} at most"),
-        ("extra memory, a trainer", f"{shown(found.trainer_peak_extra_bytes)} at most ({limit}, shared by the engines)"),
+        (
+            "extra memory, a trainer",
+            f"{shown(found.trainer_peak_extra_bytes)} at most ({limit}, shared by the engines)",
+        ),
         ("extra memory, a worker", f"{shown(found.worker_peak_extra_bytes)} at most (2 of its engine's buckets)"),
         ("planning", f"{found.planning_s:.2f} s, {shown(peak_memory_bytes)} of memory at most"),
         ("plan, serialised", shown(found.plan_json_bytes)),
@@ -66,9 +69,7 @@ def _hardware(found: Forecast) -> Table:
     table = _table("predicted, not measured", "hardware", "seconds", "bound", "times bound", "the bound is what")
     for each in found.predictions:
         ratio = f"{each.seconds / each.bound.seconds:.2f}"
-        table.add_row(
-            each.hardware, f"{each.seconds:.3f}", f"{each.bound.seconds:.3f}", ratio, _described(each.bound)
-        )
+        table.add_row(each.hardware, f"{each.seconds:.3f}", f"{each.bound.seconds:.3f}", ratio, _described(each.bound))
     return table
 
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from megatron_spell.cli.refusal import refuse
-from megatron_spell.cli.run_file import Overrides, RunFile, load_run
+from megatron_spell.cli.run_file import Overrides, RunFile, load_run, rank_under_torchrun
 from megatron_spell.config.schema import RunConfig
 
 if TYPE_CHECKING:
+    from megatron_spell.train.bridge_check import Report
     from megatron_spell.train.bridge_forecast import Forecast, Layout
 
-DIFFERENT = 1
+DIFFERENT, NOT_COMPARED = 1, 3
 TRAINER_AXES = ("tp", "pp", "dp", "cp", "ep", "etp", "vpp")
 ENGINE_FIELDS = {"tp": "tensor_parallel", "pp": "pipeline_parallel", "dp": "data_parallel", "ep": "expert_parallel"}
 
@@ -37,6 +38,8 @@ EngineAxes = Annotated[
 ]
 GpusPerNode = Annotated[int, typer.Option("--gpus-per-node", min=1, help="GPUs that NVLink joins; for a dry run")]
 
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Which boxes are sampled, without --full")]
+
 
 def check_bridge(
     run: RunFile,
@@ -48,17 +51,19 @@ def check_bridge(
     engines: Engines = None,
     engine_mesh: EngineAxes = None,
     gpus_per_node: GpusPerNode = 8,
+    seed: Seed = 0,
     overrides: Overrides = None,
 ) -> None:
     """Start trainers and engines, refresh once and compare their weights; with --dry-run only plan.
 
-    Exit code 0: all is equal (or covered); 1: there are differences; 2: the settings cannot be used.
+    Exit code 0: all is equal (or covered); 1: there are differences; 2: the settings cannot be used; 3: trainers and
+    engines could not be compared.
     """
     chosen = [*(overrides or ()), *layout_overrides(mesh, engines, engine_mesh)]
     config = load_run(run, chosen)
     if dry_run:
         raise typer.Exit(_dry_run(config, hardware, gpus_per_node, as_json=as_json))
-    refuse("only --dry-run yet")
+    raise typer.Exit(_live(config, seed, full=full, as_json=as_json))
 
 
 def layout_overrides(mesh: str | None, engines: int | None, engine_mesh: str | None) -> list[str]:
@@ -125,6 +130,37 @@ def _tell(layout: "Layout", found: "Forecast", *, as_json: bool) -> None:
         console.print(table)
     for fault in found.faults:
         typer.echo(fault)
+
+
+def _live(config: RunConfig, seed: int, *, full: bool, as_json: bool) -> int:
+    from megatron_spell.train.bridge_check import launch_check, settings_for_check
+    from megatron_spell.train.launch import check
+
+    chosen, rank = settings_for_check(config), rank_under_torchrun()
+    faults = check(chosen, resume=False)
+    if faults:
+        refuse(*faults)
+    report = launch_check(chosen, full=full, seed=seed, quiet=as_json, rank=rank)
+    if rank:
+        return 0
+    if report is None:
+        return NOT_COMPARED
+    _tell_report(report, as_json=as_json)
+    return DIFFERENT if report.differences else 0
+
+
+def _tell_report(report: "Report", *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(report.as_json(), indent=2))
+        return
+    from rich.console import Console
+
+    from megatron_spell.cli.check_bridge_tables import comparison_table, summary
+
+    Console(highlight=False).print(comparison_table(report))
+    for difference in report.differences:
+        typer.echo(str(difference))
+    typer.echo(summary(report))
 
 
 def peak_memory_bytes() -> int:

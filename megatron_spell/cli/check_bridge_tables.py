@@ -1,11 +1,17 @@
 """What `check-bridge` found, as tables for people."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from megatron_spell.train.bridge_forecast import Forecast, Layout, Spread
 from megatron_spell.train.bridge_timing import Bound
+
+if TYPE_CHECKING:  # needs torch, a dry run does not
+    from megatron_spell.train.bridge_check import Report
+
+NUMBERS = ("bytes", "share", "min", "mean", "max", "max / mean", "seconds", "bound", "times bound", "boxes", "elements")
 
 
 def forecast_tables(layout: Layout, found: Forecast, peak_memory_bytes: int) -> Iterator[Table]:
@@ -13,6 +19,29 @@ def forecast_tables(layout: Layout, found: Forecast, peak_memory_bytes: int) -> 
     yield _paths(found)
     yield _ranks(found)
     yield _hardware(found)
+
+
+def comparison_table(report: "Report") -> Table:
+    """A line for each group of tensors, N standing for every layer and * for every expert."""
+    table = _table("trainers, engines and the folder", "tensors", "boxes", "elements", "holders", "verdict")
+    for row in report.rows:
+        holders = ", ".join(_holders(side, count) for side, count in row.num_holders.items())
+        verdict = f"{len(row.differences)} DIFFER" if row.differences else "equal"
+        table.add_row(row.group, f"{row.num_boxes:,}", f"{row.num_elements:,}", holders, verdict)
+    return table
+
+
+def summary(report: "Report") -> str:
+    share = report.num_elements / report.num_model_elements
+    what = "all elements" if report.full else f"sampled boxes (seed {report.seed}, {share:.1%} of the elements)"
+    verdict = f"{len(report.differences)} boxes differ" if report.differences else "all are equal"
+    return f"{report.num_tensors:,} tensors, {report.num_elements:,} elements compared, {what}: {verdict}"
+
+
+def _holders(side: str, count: int) -> str:
+    if side == "folder":
+        return side if count else "no folder"
+    return f"{count} of {side}"
 
 
 def _plan(layout: Layout, found: Forecast, peak_memory_bytes: int) -> Table:
@@ -90,6 +119,6 @@ def _count(number: float) -> str:
 
 def _table(title: str, *columns: str | None) -> Table:
     table = Table(title=title, title_justify="left", show_header=any(columns))
-    for number, column in enumerate(columns):
-        table.add_column(column or "", overflow="fold", justify="right" if column and number else "left")
+    for column in columns:
+        table.add_column(column or "", overflow="fold", justify="right" if column in NUMBERS else "left")
     return table

@@ -1,6 +1,5 @@
 """`megatron-spell`: train, check-bridge, convert, data, config. Heavy imports happen inside the commands."""
 
-import os
 import sys
 from typing import Annotated
 
@@ -10,7 +9,7 @@ from megatron_spell.cli.check_bridge import check_bridge
 from megatron_spell.cli.convert import convert
 from megatron_spell.cli.data import data_app
 from megatron_spell.cli.refusal import USAGE_ERROR, refuse
-from megatron_spell.cli.run_file import Overrides, RunFile, load_run
+from megatron_spell.cli.run_file import Overrides, RunFile, load_run, rank_under_torchrun
 
 app = typer.Typer(
     help="SPELL self-play training of long-context language models on Megatron-Core and vLLM.",
@@ -44,18 +43,13 @@ def train(
     if dry_run:
         typer.echo(f"{run}: nothing stands in the way of this run")
         return
-    raise typer.Exit(launch(config, rank=_rank_under_torchrun()))
+    raise typer.Exit(launch(config, rank=rank_under_torchrun()))
 
 
 @app.command(name="config")
 def show_config(run: RunFile, overrides: Overrides = None) -> None:
     """Print the resolved settings of a run as JSON."""
     typer.echo(load_run(run, overrides).model_dump_json(indent=2))
-
-
-def _rank_under_torchrun() -> int | None:
-    """This process's rank when torchrun started it, else None: then the ranks are started here."""
-    return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
-"""The run's YAML as commands take it."""
+"""The run's YAML as commands take it, and what else commands that start one need to know."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -19,3 +20,8 @@ def load_run(run: Path, overrides: list[str] | None) -> RunConfig:
         return load_config(run, overrides or ())
     except ConfigError as error:
         refuse(*error.lines)
+
+
+def rank_under_torchrun() -> int | None:
+    """This process's rank when torchrun started it, else None: then the ranks are started here."""
+    return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else None

@@ -80,9 +80,9 @@ def bound(bytes_between: Mapping[tuple[int, int], int], sites: Sites, hardware: 
 def predict(links: Sequence[Sequence[Message]], sites: Sites, hardware: Hardware) -> float:
     """Seconds from the first pack to the last landing when each link walks its buckets in their order.
 
-    Played through are: packing and landing (copies within a GPU), two buckets in flight for each rank and link, ports
-    that carry one message at a time in one direction, and a latency after each message. Left out are Python, pausing,
-    the engines' caches, and whatever else uses links or memory.
+    Played through are: packing and landing (copies within a GPU; between ranks of one GPU a single copy), two buckets
+    in flight for each rank and link, ports that carry one message at a time in one direction, and a latency after each
+    message. Left out are Python, pausing, the engines' caches, and whatever else uses links or memory.
     """
     return max(_Walk(links, sites, hardware).run(), _copying(links, sites, hardware))
 
@@ -91,8 +91,8 @@ def _copying(links: Sequence[Sequence[Message]], sites: Sites, hardware: Hardwar
     """What the busiest GPU needs for packing and landing together."""
     copied: dict[int, int] = defaultdict(int)
     for message in (message for link in links for message in link):
-        for rank in (message.src, message.dst):
-            copied[sites.gpus[rank]] += message.num_bytes
+        for gpu in {sites.gpus[message.src], sites.gpus[message.dst]}:  # within one it is copied once
+            copied[gpu] += message.num_bytes
     return max(copied.values()) / rate(hardware, Path.SAME_GPU)
 
 
@@ -150,7 +150,7 @@ class _Walk:
         heapq.heappush(self._events, (time, self._num_events, happen, step))
 
     def _begin(self, step: _Step, rank: int, now: float) -> None:
-        if rank == step.message.src:
+        if rank == step.message.src and self._path(step) is not Path.SAME_GPU:
             self._at(self._copied(rank, "packs", step, now), self._side_ready, step)
         else:
             self._at(now, self._side_ready, step)
@@ -187,7 +187,7 @@ class _Walk:
         self._at(now + self._hardware.message_latency_us * MICRO, self._arrived, step)
 
     def _arrived(self, step: _Step, now: float) -> None:
-        if self._path(step) is not Path.SAME_GPU:  # there landing is a copy out of the sender's own buffer
+        if self._path(step) is not Path.SAME_GPU:  # there landing is one copy out of the sender's own tensors
             self._end(step, step.message.src, now)
         self._at(self._copied(step.message.dst, "lands", step, now), self._landed, step)
 

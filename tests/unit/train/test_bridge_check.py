@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from megatron_spell.bridge.engine_inventory import engine_inventory, engine_places, engine_shapes
-from megatron_spell.bridge.hf_files import write_hf_folder
+from megatron_spell.bridge.hf_folders import write_hf_folder
 from megatron_spell.bridge.inventory import checkpoint_shapes, trainer_inventory
 from megatron_spell.bridge.verify import digests
 from megatron_spell.layout.engine_mesh import EngineMesh
 from megatron_spell.layout.mesh import Mesh
 from megatron_spell.train.bridge_check import Report, batches, check, choose_probes, folder_digests
 from megatron_spell.train.bridge_forecast import Layout
+from tests.unit.bridge.folder_lab import whole_boxes
 from tests.unit.bridge.made_weights import laid_out, made_shape, made_weights
 
 SHAPE = made_shape(
@@ -21,7 +22,7 @@ SHAPE = made_shape(
 )  # queries and keys of one shape, so that they can be swapped
 LAYOUT = Layout(SHAPE, Mesh(tp=2, dp=2, ep=2, etp=2), EngineMesh(tp=2, expert_parallel=True), 1, "bfloat16", 2**20)
 EXPERTS = "model.layers.1.mlp.experts."
-W13, W2 = f"{EXPERTS}w13_weight", f"{EXPERTS}w2_weight"
+W13, W2 = f"{EXPERTS}routed_experts.w13_weight", f"{EXPERTS}routed_experts.w2_weight"
 LAST_BIT = 1 << 16  # of those of a float32 that bfloat16 keeps
 
 Weights = dict[str, np.ndarray]
@@ -36,7 +37,7 @@ class Sides:
         self.places = engine_places(layout.shape, layout.engine_mesh)
         self.workers = [self.worker(self.truth, n) for n in range(len(self.places))]
         tensors = {name: torch.from_numpy(value) for name, value in self.truth.items()}
-        write_hf_folder(folder, tensors.items(), checkpoint_shapes(layout.shape), torch.float32)
+        write_hf_folder(folder, whole_boxes(tensors), checkpoint_shapes(layout.shape), torch.float32)
 
     def _trainer(self, weights: Weights, rank: int) -> dict[str, torch.Tensor]:
         found = laid_out(self.layout.shape, weights, self.layout.mesh, rank)

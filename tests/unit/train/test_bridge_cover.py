@@ -17,7 +17,7 @@ SHAPE = made_shape(family="qwen3_moe", tied=False)
 SOURCES = inventories(SHAPE, Mesh(tp=2, dp=2, ep=2, etp=2))
 TARGETS = {4 + n: engine_inventory(SHAPE, place) for n, place in enumerate(engine_places(SHAPE, EngineMesh(tp=2)))}
 MOVES = plan(SOURCES, TARGETS).moves
-W2 = next(i for i, move in enumerate(MOVES) if move.dst_name == "model.layers.1.mlp.experts.w2_weight")
+W2 = next(i for i, move in enumerate(MOVES) if move.dst_name == "model.layers.1.mlp.experts.routed_experts.w2_weight")
 
 
 def faults(*moves) -> list[str]:
@@ -35,7 +35,7 @@ def test_a_whole_plan_covers_every_tensor():
 
 def test_a_missing_move_is_named():
     (fault,) = faults(*MOVES[:W2], *MOVES[W2 + 1 :])
-    assert fault.startswith("target rank 4: model.layers.1.mlp.experts.w2_weight: ")
+    assert fault.startswith("target rank 4: model.layers.1.mlp.experts.routed_experts.w2_weight: ")
     lost = MOVES[W2]
     gone = {lost.hf_name.replace("*", str(i)) for i in range(4)}
     assert covered_tensors([m for m in MOVES if m != lost], SHAPE) == set(checkpoint_shapes(SHAPE)) - gone

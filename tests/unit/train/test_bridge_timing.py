@@ -29,7 +29,7 @@ def test_the_bound_is_the_busiest_link_of_one_gpu_in_one_direction():
     [
         ([[Message(0, 1, 5)]], 5 + 10 + 5),  # pack, travel, land
         ([[Message(0, 2, 5)]], 5 + 50 + 5),
-        ([[Message(0, 4, 5)]], 5 + 5),  # landing is the copy out of the sender's buffer
+        ([[Message(0, 4, 5)]], 5),  # landing is the one copy, out of the sender's own tensors
         ([[Message(0, 1, 1), Message(0, 1, 1)]], 1 + 2 + 2 + 1),  # the second is packed while the first travels
         ([[Message(0, 1, 1)] * 4], 1 + 4 * 2 + 1),  # the wire never rests
         ([[Message(0, 2, 1), Message(1, 2, 1)]], 1 + 10 + 10 + 1),  # two into one port

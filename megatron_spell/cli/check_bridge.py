@@ -121,11 +121,9 @@ def _tell(layout: "Layout", found: "Forecast", *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(layout.as_json() | found.as_json() | {"peak_memory_bytes": peak_bytes}, indent=2))
         return
-    from rich.console import Console
+    from megatron_spell.cli.check_bridge_tables import console_for_tables, forecast_tables
 
-    from megatron_spell.cli.check_bridge_tables import forecast_tables
-
-    console = Console(highlight=False, soft_wrap=False)
+    console = console_for_tables()
     for table in forecast_tables(layout, found, peak_bytes):
         console.print(table)
     for fault in found.faults:
@@ -153,11 +151,9 @@ def _tell_report(report: "Report", *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(report.as_json(), indent=2))
         return
-    from rich.console import Console
+    from megatron_spell.cli.check_bridge_tables import comparison_table, console_for_tables, summary
 
-    from megatron_spell.cli.check_bridge_tables import comparison_table, summary
-
-    Console(highlight=False).print(comparison_table(report))
+    console_for_tables().print(comparison_table(report))
     for difference in report.differences:
         typer.echo(str(difference))
     typer.echo(summary(report))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.table import Table
 
 from megatron_spell.train.bridge_forecast import Forecast, Layout, Spread
@@ -12,6 +13,12 @@ if TYPE_CHECKING:  # needs torch, a dry run does not
     from megatron_spell.train.bridge_check import Report
 
 NUMBERS = ("bytes", "share", "min", "mean", "max", "max / mean", "seconds", "bound", "times bound", "boxes", "elements")
+WIDTH_OF_FILES = 160  # characters, where no terminal says how many
+
+
+def console_for_tables() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDTH_OF_FILES)
 
 
 def forecast_tables(layout: Layout, found: Forecast, peak_memory_bytes: int) -> Iterator[Table]:

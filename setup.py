@@ -56,7 +56,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_spell*", "tokenizer_tools*"]),
-    package_data={"megatron_spell.roles": ["templates/*"]},
+    package_data={"megatron_spell.config": ["hardware.yaml"], "megatron_spell.roles": ["templates/*"]},
     install_requires=CORE,
     extras_require={"cpu": CPU, "gpu": GPU, "ray": RAY, "dev": DEV},
     entry_points={

@@ -6,14 +6,16 @@ A tensor that really has the index as dim 0 (vLLM keeps the experts of a layer s
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-
-import torch
+from typing import TYPE_CHECKING
 
 from megatron_spell.bridge.boxes import Box, BridgeError, Inventory, Segment
 
+if TYPE_CHECKING:  # planning needs none of it
+    import torch
+
 STAR = "*"
 
-Tensors = Mapping[str, torch.Tensor]
+Tensors = Mapping[str, "torch.Tensor"]
 
 
 def is_stack(name: str) -> bool:
@@ -44,7 +46,7 @@ def one_by_one(name: str, box: Box) -> Iterator[tuple[str, Box]]:
         yield name, Box((index, *box.start[1:]), (index + 1, *box.stop[1:]))
 
 
-def views(tensors: Tensors, name: str, box: Box, *, apart: bool) -> list[torch.Tensor]:
+def views(tensors: Tensors, name: str, box: Box, *, apart: bool) -> "list[torch.Tensor]":
     """What lies in `box`: one view, or with `apart` one for each index of dim 0. A stack is always apart."""
     if is_stack(name):
         return [tensors[own].detach()[rest.index] for own, rest in members(name, box)]
@@ -52,8 +54,10 @@ def views(tensors: Tensors, name: str, box: Box, *, apart: bool) -> list[torch.T
     return list(whole.unbind(0)) if apart else [whole]
 
 
-def values(tensors: Tensors, name: str, box: Box) -> torch.Tensor:
+def values(tensors: Tensors, name: str, box: Box) -> "torch.Tensor":
     """What lies in `box`, in its shape: a view of a plain tensor, a copy of a stack's."""
+    import torch
+
     found = views(tensors, name, box, apart=False)
     return torch.stack(found) if is_stack(name) else found[0]
 

@@ -1,17 +1,15 @@
-"""`megatron-spell`: train, convert, data, config. Heavy imports happen inside the commands."""
+"""`megatron-spell`: train, check-bridge, convert, data, config. Heavy imports happen inside the commands."""
 
-import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from megatron_spell.cli.check_bridge import check_bridge
 from megatron_spell.cli.convert import convert
 from megatron_spell.cli.data import data_app
 from megatron_spell.cli.refusal import USAGE_ERROR, refuse
-from megatron_spell.config.load import ConfigError, load_config
-from megatron_spell.config.schema import RunConfig
+from megatron_spell.cli.run_file import Overrides, RunFile, load_run, rank_under_torchrun
 
 app = typer.Typer(
     help="SPELL self-play training of long-context language models on Megatron-Core and vLLM.",
@@ -19,11 +17,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(check_bridge)
 app.command()(convert)
 app.add_typer(data_app, name="data", help="Build and look into token stores.")
-
-RunFile = Annotated[Path, typer.Argument(help="YAML of the run, for instance examples/quickstart/run.yaml")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.field=value; may be given many times")]
 
 INTERRUPTED = 130
 # All that can be wrong with arguments; typer, which carries a click of its own, shows it only as this parent.
@@ -38,7 +34,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say whether the run could start")] = False,
 ) -> None:
     """Train by self-play. A run folder that holds a whole checkpoint is gone on from."""
-    config = _load(run, overrides)
+    config = load_run(run, overrides)
     from megatron_spell.train.launch import check, launch
 
     faults = check(config, resume=resume)
@@ -47,25 +43,13 @@ def train(
     if dry_run:
         typer.echo(f"{run}: nothing stands in the way of this run")
         return
-    raise typer.Exit(launch(config, rank=_rank_under_torchrun()))
+    raise typer.Exit(launch(config, rank=rank_under_torchrun()))
 
 
 @app.command(name="config")
 def show_config(run: RunFile, overrides: Overrides = None) -> None:
     """Print the resolved settings of a run as JSON."""
-    typer.echo(_load(run, overrides).model_dump_json(indent=2))
-
-
-def _load(run: Path, overrides: list[str] | None) -> RunConfig:
-    try:
-        return load_config(run, overrides or ())
-    except ConfigError as error:
-        refuse(*error.lines)
-
-
-def _rank_under_torchrun() -> int | None:
-    """This process's rank when torchrun started it, else None: then the ranks are started here."""
-    return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
+    typer.echo(load_run(run, overrides).model_dump_json(indent=2))
 
 
 def main() -> None:

@@ -32,9 +32,14 @@ def launch(config: RunConfig, *, rank: int | None) -> int:
         from megatron_spell.train.worker import work
 
         return work(config)
+    return start_ranks(config, WORKER, [str(folder.config)])
+
+
+def start_ranks(config: RunConfig, module: str, argv: list[str]) -> int:
+    """Run `module` as the run's trainer ranks on this machine, to their end; the exit code."""
     ranks = Launch(
-        WORKER,
-        [str(folder.config)],
+        module,
+        argv,
         num_ranks=config.policy.mesh.mesh().world_size,
         port=config.cluster.master_port,
         threads_per_rank=config.policy.threads_per_rank,

@@ -3,6 +3,7 @@
 import json
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from megatron_spell.config.model_shape import ModelShape
@@ -16,17 +17,22 @@ from megatron_spell.train.member import Member, rank_of_this_process
 RUN_ERROR = 1
 
 
-def work(config: RunConfig) -> int:
-    """Train (rank 0) or follow (the others); the exit code. A failure is told in one line where it has one."""
+def work(
+    config: RunConfig, lead: Callable[[RunConfig, Crew], None] | None = None, member_type: type[Member] = Member
+) -> int:
+    """Train, or do what `lead` does (rank 0), or follow (the others); the exit code.
+
+    A failure is told in one line where it has one.
+    """
     try:
         setup.initialise(config.policy.mesh.mesh(), config.policy.timeout_s)
-        member = Member(config, ModelShape.load(config.model.path))
+        member = member_type(config, ModelShape.load(config.model.path))
         crew = Crew(member, wait_s=config.cluster.step_timeout_s)
         try:
             if rank_of_this_process():
                 crew.follow()
             else:
-                _lead(config, crew)
+                (lead or _lead)(config, crew)
         except Exception:
             _finish_save(member)
             raise

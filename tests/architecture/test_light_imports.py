@@ -10,7 +10,16 @@ HEAVY = ("torch", "megatron", "vllm", "ray", "transformers", "sklearn", "h5py")
 
 @pytest.mark.parametrize(
     "module",
-    ["config.check", "config.load", "layout.mesh", "types.play", "roles.questioner", "rewards.assign", "cli.main"],
+    [
+        "config.check",
+        "config.load",
+        "layout.mesh",
+        "types.play",
+        "roles.questioner",
+        "rewards.assign",
+        "cli.main",
+        "train.bridge_forecast",
+    ],
 )
 def test_a_pure_module_loads_nothing_heavy(module):
     code = f"import sys, megatron_spell.{module}; print(*[m for m in {HEAVY} if m in sys.modules])"

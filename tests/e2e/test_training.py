@@ -169,6 +169,27 @@ def test_a_process_killed_for_good_ends_the_run_in_words_and_leaves_its_checkpoi
     assert find_fault(latest) is None
 
 
+def test_a_run_whose_only_engine_is_killed_goes_on_as_if_nothing_had_been(uninterrupted, store, tmp_path):
+    folder = tmp_path / "restarted"
+    with (tmp_path / "said.txt").open("w") as said:
+        run = subprocess.Popen(
+            [sys.executable, "-m", "megatron_spell.cli.main", *train_command(overrides(store, folder, steps=STEPS))],
+            cwd=ROOT,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        )
+        started = descendants_when(run, folder / "checkpoints/step_000001/manifest.json")
+        next(p for p in started if is_victim(p, "EngineCore")).kill()
+        run.wait(LIMIT_S)
+    told = (tmp_path / "said.txt").read_text()
+    assert run.returncode == 0, told
+    assert "engine 0 is lost: " in told
+    assert "engine 0 serves again, with the weights of version " in told
+    assert [entry["step"] for entry in metrics(folder)] == [1, 2, 3]
+    for step in (1, 2, 3):
+        assert [words(r) for r in rounds(folder, step)] == [words(r) for r in rounds(uninterrupted, step)]
+
+
 def is_victim(process: psutil.Process, victim: str) -> bool:
     if not process.is_running():
         return False

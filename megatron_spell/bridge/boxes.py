@@ -63,7 +63,7 @@ class Box:
 
     def pieces(self, max_elements: int) -> Iterator["Box"]:
         """Disjoint parts of at most `max_elements`, cut along dim 0, then along the next where a row is too large."""
-        pending = [self]
+        pending: list[Box] = [self]
         while pending:
             part = pending.pop()
             if part.num_elements <= max_elements:

@@ -60,6 +60,11 @@ def addresses(tensors: Tensors, names: Iterable[str]) -> tuple:
     return tuple((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) for tensor in found)
 
 
+def copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+    """Copy each source into its target, converting dtypes: one call for any number, few kernels on a GPU."""
+    torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage] (what torch.optim uses)
+
+
 class Windows:
     """Views of byte buffers, by bucket and by where the buffer lies: a transport may show memory of its own."""
 

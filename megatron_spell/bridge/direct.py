@@ -12,7 +12,7 @@ import torch
 
 from megatron_spell.bridge import receipts
 from megatron_spell.bridge.boxes import BridgeError
-from megatron_spell.bridge.compiled import addresses, apart, refuse_misfits
+from megatron_spell.bridge.compiled import addresses, apart, copy_all, refuse_misfits
 from megatron_spell.bridge.executor import DEFAULT_BUCKET_BYTES
 from megatron_spell.bridge.planner import Move, Plan
 from megatron_spell.bridge.stacks import members, views
@@ -99,7 +99,7 @@ class DirectReceiver:
             theirs = lent.wait()
             if source not in self._copies:
                 self._copies[source] = self._pairs(source, tensors, theirs)
-            torch._foreach_copy_(*self._copies[source])
+            copy_all(*self._copies[source])
             lent.release()
         if check is not None:
             samples = self._samples.of(check)

@@ -6,13 +6,13 @@ be prepared is prepared once (compiled.py); a refresh then costs a few calls for
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from megatron_spell.bridge import receipts
 from megatron_spell.bridge.boxes import Box, BridgeError
-from megatron_spell.bridge.compiled import Prepared, Windows, landing_places
+from megatron_spell.bridge.compiled import Prepared, Windows, copy_all, landing_places
 from megatron_spell.bridge.planner import Bucket, Plan
 from megatron_spell.bridge.stacks import members
 from megatron_spell.bridge.transports.base import NUM_SEND_BUFFERS, Arrival, Pending, Transport
@@ -81,7 +81,7 @@ class Receiver:
         samples, found = carrier.samples(check), {}
         wanted = self._by_bucket(samples)
         for bucket, windows in carrier.follow(transport):
-            torch._foreach_copy_(prepared.views(bucket, tensors), windows)
+            copy_all(prepared.views(bucket, tensors), windows)
             if bucket.tag in wanted and prepared.rounds(bucket, tensors, self._dtype):
                 found[bucket.tag] = receipts.of_arrival(wanted.pop(bucket.tag), bucket, windows)
         if check is not None:
@@ -130,7 +130,7 @@ class _Step:
     bucket: Bucket
     pending: Pending | None = None
     arrival: Arrival | None = None
-    kept: list[torch.Tensor] | None = None
+    kept: list[torch.Tensor] = field(default_factory=list)
 
 
 class _Carrier:
@@ -194,12 +194,13 @@ class _Carrier:
         return bucket.src_rank == self.rank or not transport.brings_memory
 
     def _begin(self, bucket: Bucket, slot: int, transport: Transport) -> _Step:
-        buffer = self._buffers[slot][: bucket.num_bytes] if self._needs_buffer(bucket, transport) else None
+        buffer = self._buffers[slot][: bucket.num_bytes]
         if bucket.src_rank == bucket.dst_rank:
             return _Step(bucket, kept=self._kept(bucket, buffer))
         if bucket.dst_rank == self.rank:
-            return _Step(bucket, arrival=transport.receive(bucket.src_rank, bucket.tag, buffer, bucket.num_bytes))
-        torch._foreach_copy_(self._windows.of(bucket, buffer), self._prepared.views(bucket, self._sources))
+            room = None if transport.brings_memory else buffer
+            return _Step(bucket, arrival=transport.receive(bucket.src_rank, bucket.tag, room, bucket.num_bytes))
+        copy_all(self._windows.of(bucket, buffer), self._prepared.views(bucket, self._sources))
         return _Step(bucket, pending=transport.send(bucket.dst_rank, bucket.tag, buffer))
 
     def _end(self, step: _Step) -> Iterator[tuple[Bucket, list[torch.Tensor]]]:
@@ -211,13 +212,13 @@ class _Carrier:
         else:
             yield step.bucket, step.kept
 
-    def _kept(self, bucket: Bucket, buffer: torch.Tensor | None) -> list[torch.Tensor]:
+    def _kept(self, bucket: Bucket, buffer: torch.Tensor) -> list[torch.Tensor]:
         """What stays on its rank, rounded to the wire's dtype like what travels, so that replicas end up equal."""
         held = self._prepared.views(bucket, self._sources)
-        if buffer is None:
+        if not self._converts:
             return held
         windows = self._windows.of(bucket, buffer)
-        torch._foreach_copy_(windows, held)
+        copy_all(windows, held)
         return windows
 
 

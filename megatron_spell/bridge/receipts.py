@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from megatron_spell.bridge.boxes import Box, BridgeError
-from megatron_spell.bridge.compiled import apart
+from megatron_spell.bridge.compiled import apart, copy_all
 from megatron_spell.bridge.hf_files import raw_bytes
 from megatron_spell.bridge.planner import Bucket, Move
 from megatron_spell.bridge.stacks import is_stack, member
@@ -114,7 +114,7 @@ def _digests(samples: Sequence[tuple[Sample, torch.Tensor]], dtype: torch.dtype)
     sizes = [values.numel() for _, values in samples]
     together = torch.empty(sum(sizes), dtype=dtype, device=samples[0][1].device)
     parts = [part.view(values.shape) for part, (_, values) in zip(together.split(sizes), samples)]
-    torch._foreach_copy_(parts, [values for _, values in samples])
+    copy_all(parts, [values for _, values in samples])
     content, at, found = raw_bytes(together, dtype).tobytes(), 0, {}
     for (each, _), size in zip(samples, sizes):
         stop = at + size * dtype.itemsize

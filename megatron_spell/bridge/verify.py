@@ -61,7 +61,7 @@ def digests(
 def digest(tensor: torch.Tensor, dtype: torch.dtype) -> str:
     """Hash of a tensor's shape and of its elements as `dtype`."""
     spelled = blake2b(repr(tuple(tensor.shape)).encode(), digest_size=16)
-    spelled.update(raw_bytes(tensor, dtype))
+    spelled.update(raw_bytes(tensor, dtype).tobytes())
     return spelled.hexdigest()
 
 

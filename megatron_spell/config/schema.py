@@ -252,8 +252,7 @@ class RolloutSection(Section):
 
     def mesh(self) -> EngineMesh:
         """Of one engine's workers."""
-        sizes = {"tp": self.tensor_parallel, "pp": self.pipeline_parallel, "dp": self.data_parallel}
-        return EngineMesh(**sizes, expert_parallel=self.expert_parallel)
+        return EngineMesh(self.tensor_parallel, self.pipeline_parallel, self.data_parallel, self.expert_parallel)
 
 
 Transport = Literal["auto", "gloo", "shm", "nccl", "cuda_ipc", "vllm_nccl"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,6 @@ def stage_layers(num_layers: int, stage: int, num_stages: int) -> range:
     return range(start, start + sizes[stage])
 
 
-def places(mesh: EngineMesh, **model: int | bool) -> Iterator[WorkerPlace]:
+def places(mesh: EngineMesh, **model: Any) -> Iterator[WorkerPlace]:
     """The places of all workers in rank order; `model` as of `EngineMesh.place`."""
     return (mesh.place(rank, **model) for rank in range(mesh.num_workers))

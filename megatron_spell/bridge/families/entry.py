@@ -50,7 +50,12 @@ def entry(place: Place, local: str, rule: Rule, hf: Mapping[str, str]) -> Entry:
 
 
 def layer_entry(
-    local: str, rule: Rule, *, engine: tuple[str, Rule] | None = None, kind: str = "weight", **hf: str
+    local: str,
+    rule: Rule,
+    hf: Mapping[str, str],
+    *,
+    engine: tuple[str, Rule] | None = None,
+    kind: str = "weight",
 ) -> Entry:
     """A parameter of every layer; `kind` (weight or bias) ends its name everywhere.
 
@@ -67,7 +72,7 @@ def layer_entry(
     )
 
 
-def expert_entry(local: str, rule: Rule, *, engine: str, **hf: str) -> Entry:
+def expert_entry(local: str, rule: Rule, hf: Mapping[str, str], *, engine: str) -> Entry:
     """A weight of every expert of every layer."""
     return Entry(
         Place.EXPERT,

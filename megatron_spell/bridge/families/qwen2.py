@@ -9,8 +9,8 @@ TABLE = (
     layer_entry(
         "self_attention.linear_qkv",
         qkv_groups,
+        {"self_attn.q_proj": "NH", "self_attn.k_proj": "KH", "self_attn.v_proj": "KH"},
         engine=("self_attn.qkv_proj", qkv_stacked),
         kind="bias",
-        **{"self_attn.q_proj": "NH", "self_attn.k_proj": "KH", "self_attn.v_proj": "KH"},
     ),
 )

@@ -6,6 +6,6 @@ from megatron_spell.bridge.rules import whole
 
 TABLE = (
     *llama.TABLE,
-    layer_entry("self_attention.q_layernorm", whole, **{"self_attn.q_norm": "H"}),
-    layer_entry("self_attention.k_layernorm", whole, **{"self_attn.k_norm": "H"}),
+    layer_entry("self_attention.q_layernorm", whole, {"self_attn.q_norm": "H"}),
+    layer_entry("self_attention.k_layernorm", whole, {"self_attn.k_norm": "H"}),
 )

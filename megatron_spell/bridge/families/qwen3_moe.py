@@ -10,7 +10,7 @@ from megatron_spell.bridge.rules import split_columns, split_rows, whole
 
 TABLE = (
     *(entry for entry in qwen3.TABLE if ".mlp." not in entry.local),
-    layer_entry("mlp.router", whole, **{"mlp.gate": "E D"}),
-    expert_entry("linear_fc1", split_rows, engine="routed_experts.w13_weight", gate_proj="M D", up_proj="M D"),
-    expert_entry("linear_fc2", split_columns, engine="routed_experts.w2_weight", down_proj="D M"),
+    layer_entry("mlp.router", whole, {"mlp.gate": "E D"}),
+    expert_entry("linear_fc1", split_rows, {"gate_proj": "M D", "up_proj": "M D"}, engine="routed_experts.w13_weight"),
+    expert_entry("linear_fc2", split_columns, {"down_proj": "D M"}, engine="routed_experts.w2_weight"),
 )

@@ -28,17 +28,17 @@ from tests.unit.bridge.test_executor import mesh_tensors, side_by_side, tensors_
 EMBEDDING = {"model.tok_embeddings.weight": "W D"}
 TABLE = (
     entry(Place.FIRST, "embedding.word_embeddings.weight", vocab_rows, EMBEDDING),
-    layer_entry("input_layernorm", whole, attention_norm="D"),
+    layer_entry("input_layernorm", whole, {"attention_norm": "D"}),
     layer_entry(
         "self_attention.linear_qkv",
         qkv_groups,
+        {"attention.wqkv": "NH+KH+KH D"},
         engine=("attention.wqkv", qkv_stacked),
-        **{"attention.wqkv": "NH+KH+KH D"},
     ),
-    layer_entry("self_attention.linear_proj", split_columns, **{"attention.wo": "D NH"}),
-    layer_entry("pre_mlp_layernorm", whole, ffn_norm="D"),
-    layer_entry("mlp.linear_fc1", split_rows, **{"mlp.gate_up_proj": "F+F D"}),
-    layer_entry("mlp.linear_fc2", split_columns, **{"mlp.down_proj": "D F"}),
+    layer_entry("self_attention.linear_proj", split_columns, {"attention.wo": "D NH"}),
+    layer_entry("pre_mlp_layernorm", whole, {"ffn_norm": "D"}),
+    layer_entry("mlp.linear_fc1", split_rows, {"mlp.gate_up_proj": "F+F D"}),
+    layer_entry("mlp.linear_fc2", split_columns, {"mlp.down_proj": "D F"}),
     entry(Place.LAST, "decoder.final_layernorm.weight", whole, {"model.norm.weight": "D"}),
     entry(Place.UNTIED_LAST, "output_layer.weight", vocab_rows, {"output.weight": "W D"}),
     entry(Place.TIED_LAST, "output_layer.weight", vocab_rows, EMBEDDING),

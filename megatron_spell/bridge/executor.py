@@ -222,15 +222,15 @@ class _Carrier:
         return windows
 
 
-def completion_order(plan: Plan, rank: int, bucket_bytes: int, itemsize: int) -> list[str]:
-    """The names in the order in which `Receiver.tensors` of a rank yields them."""
-    _, left = _extents(move for move in plan.moves if move.dst_rank == rank)
+def tensors_to_come(plan: Plan, rank: int, bucket_bytes: int, itemsize: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in the order in which `Receiver.tensors` of a rank yields them."""
+    shapes, left = _extents(move for move in plan.moves if move.dst_rank == rank)
     order = []
     for bucket in plan.schedule(bucket_bytes, itemsize):
         for name, box in landing_places(bucket) if bucket.dst_rank == rank else ():
             left[name] -= box.num_elements
             order += [] if left[name] else [name]
-    return order
+    return {name: shapes[name] for name in order}
 
 
 def _extents(moves) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:

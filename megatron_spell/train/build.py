@@ -126,6 +126,8 @@ async def _start_engine(config: RunConfig, cluster: RayCluster, number: int) -> 
         seed=config.seed,
         update_timeout_s=config.bridge.timeout_s + 2 * ENGINE_MARGIN_S,  # its transport's own limit comes first
         landing=config.bridge.landing,
+        transport=config.bridge.transport,
+        in_flight=config.algo.max_staleness > 0,
         expert_choices=config.policy.moe.routing_replay != "never",
         log=config.run_folder.resolve() / "logs" / f"engine_{number}.log",
         **given,

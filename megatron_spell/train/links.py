@@ -8,12 +8,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed import Store
 
 from megatron_spell.bridge.boxes import BridgeError
+from megatron_spell.bridge.direct import DirectSender
 from megatron_spell.bridge.executor import Sender, Tensors
 from megatron_spell.bridge.planner import Plan
 from megatron_spell.bridge.receipts import WrongWeights
@@ -22,6 +23,9 @@ from megatron_spell.bridge.transports.base import Transport, TransportError
 from megatron_spell.bridge.transports.gloo import loopback
 from megatron_spell.bridge.transports.meeting import open_store
 from megatron_spell.rollout.landing import link_names
+
+if TYPE_CHECKING:
+    from megatron_spell.rollout.vllm_native import NativeSender
 
 # An engine waits so much longer for the trainers than they for it: theirs are the words that name the culprit.
 ENGINE_MARGIN_S = 30.0
@@ -32,7 +36,8 @@ class Meeting:
     """Where and as what the trainers and the workers of one engine form a link: trainers are its first ranks.
 
     Also what both ends must agree on: `dtype` on the wire and `bucket_bytes` of a message. Rank 0 serves at `port`;
-    no two meetings have the same `session`. `plan` is the part that ends in this engine, in the link's ranks.
+    no two meetings have the same `session`. `plan` is the part that ends in this engine, in the link's ranks. With
+    `is_direct` workers copy straight out of the trainers' tensors. With `native` vLLM's own transfer is used.
     """
 
     engine: int
@@ -47,6 +52,8 @@ class Meeting:
     timeout_s: float
     session: str
     transport: str
+    is_direct: bool = False
+    native: "NativeMeeting | None" = None
 
     @property
     def size(self) -> int:
@@ -59,9 +66,25 @@ class Meeting:
 
     def channel(self) -> dict[str, Any]:
         """What the engine is told (`vllm_worker.Channel` as plain values); `rank` is that of its first worker."""
+        if self.native is not None:
+            return self.native.channel(self)
         alike = ("plan", "size", "num_trainers", "host", "port", "dtype", "bucket_bytes", "session", "transport")
         own = {"rank": self.num_trainers, "timeout_s": self.timeout_s + ENGINE_MARGIN_S, "engine": self.name}
-        return {field: getattr(self, field) for field in alike} | own
+        return {field: getattr(self, field) for field in alike} | own | {"direct": self.is_direct}
+
+
+@dataclass(frozen=True, slots=True)
+class NativeMeeting:
+    """Where vLLM's own "nccl" transfer meets: trainer rank 0 and the workers. `plan` gathers whole tensors there."""
+
+    port: int
+    plan: str
+
+    def channel(self, meeting: Meeting) -> dict[str, Any]:
+        """What vLLM's engine is told (its `NCCLWeightTransferInitInfo`)."""
+        where = {"master_address": meeting.host, "master_port": self.port}
+        size = {"rank_offset": 1, "world_size": 1 + meeting.num_workers}
+        return where | size | {"packed": True, "packed_buffer_size_bytes": meeting.bucket_bytes}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +98,13 @@ class Sent:
 def meet(meeting: Meeting, store: Store, rank: int, device: torch.device | None) -> Transport:
     """The transport of trainer rank `rank` on this link; `device` is the GPU that its weights are on, None without.
 
-    Raises TransportTimeout naming who did not come, TransportError where they cannot be connected as asked.
+    With vLLM's own transfer the trainers alone meet here. Raises TransportTimeout naming who did not come,
+    TransportError where they cannot be connected as asked.
     """
     who = {"timeout_s": meeting.timeout_s, "names": meeting.names, "session": meeting.session}
     where = {"device": device, "address": loopback(meeting.host)}
+    if meeting.native is not None:
+        return routed.meet("auto", store, rank, meeting.num_trainers, **who, **where)
     return routed.meet(meeting.transport, store, rank, meeting.size, **who, **where)
 
 
@@ -86,7 +112,7 @@ def meet(meeting: Meeting, store: Store, rank: int, device: torch.device | None)
 class _Link:
     """`store` is kept because rank 0's serves the others, who may still be on their way in."""
 
-    sender: Sender
+    sender: "Sender | DirectSender | NativeSender"
     transport: Transport
     store: Store
 
@@ -140,12 +166,31 @@ class Links:
         self.drop(list(self._links))
 
     def _open(self, meeting: Meeting, tensors: Tensors) -> None:
-        dtype = getattr(torch, meeting.dtype)
-        plan = Plan.from_json(meeting.plan)
-        sender = Sender(plan, self._rank, tensors, dtype=dtype, bucket_bytes=meeting.bucket_bytes)
-        serve = self._rank == 0
-        store = open_store(meeting.host, meeting.port, serve=serve, timeout_s=meeting.timeout_s)
-        self._links[meeting.engine] = _Link(sender, meet(meeting, store, self._rank, _gpu(tensors)), store)
+        store = open_store(meeting.host, meeting.port, serve=self._rank == 0, timeout_s=meeting.timeout_s)
+        if meeting.native is None:
+            sender = self._sender(meeting, tensors)
+            transport = meet(meeting, store, self._rank, _gpu(tensors))
+        else:
+            transport = meet(meeting, store, self._rank, _gpu(tensors))
+            sender = self._native_sender(meeting, tensors, transport)
+        self._links[meeting.engine] = _Link(sender, transport, store)
+
+    def _sender(self, meeting: Meeting, tensors: Tensors) -> Sender | DirectSender:
+        kind = DirectSender if meeting.is_direct else Sender
+        settings = {"dtype": getattr(torch, meeting.dtype), "bucket_bytes": meeting.bucket_bytes}
+        return kind(Plan.from_json(meeting.plan), self._rank, tensors, **settings)
+
+    def _native_sender(self, meeting: Meeting, tensors: Tensors, transport: Transport) -> "NativeSender":
+        from megatron_spell.rollout.vllm_native import NativeSender  # vLLM, which trainers do without otherwise
+
+        return NativeSender(
+            Plan.from_json(meeting.native.plan),
+            tensors,
+            transport,
+            meeting.native.channel(meeting),
+            dtype=getattr(torch, meeting.dtype),
+            bucket_bytes=meeting.bucket_bytes,
+        )
 
     def _settle(self, failed: Mapping[int, Exception]) -> Sent:
         """What all ranks met with; raises what is not an engine's fault, here and on rank 0."""

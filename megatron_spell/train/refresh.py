@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from itertools import count, pairwise
 from typing import Any, TypeVar
 
+import torch
+
 from megatron_spell.bridge.receipts import WrongWeights
 from megatron_spell.cluster.local import free_port
 from megatron_spell.config.schema import RunConfig
 from megatron_spell.rollout.engine import Engine, EngineError
+from megatron_spell.rollout.native_delivery import delivery
 from megatron_spell.train.background import Background
 from megatron_spell.train.crew import Crew
 from megatron_spell.train.fleet import Fleet
-from megatron_spell.train.links import Meeting, Sent
+from megatron_spell.train.links import Meeting, NativeMeeting, Sent
 from megatron_spell.train.routes import Routes
 
 LOOK_S = 0.5  # how often it is looked whether engines that play want weights
@@ -67,6 +70,7 @@ class Refresh:
         self._host, self._tell = host, tell
         self._is_colocated = config.rollout.placement == "colocated"
         self._routes = Routes(config)
+        self._bucket_bytes = int(config.bridge.bucket_mib * 2**20 / config.rollout.engines)  # of each link
         self._linked: dict[int, Engine] = {}
         self._sessions = count()
 
@@ -145,7 +149,7 @@ class Refresh:
             self._linked |= newcomers  # also who did not come: its link is closed with the next publish
 
     def _meeting(self, number: int, engine: Engine) -> Meeting:
-        config = self._config
+        config, gathering = self._config, self._routes.gathering
         return Meeting(
             engine=number,
             name=engine.name,
@@ -155,10 +159,12 @@ class Refresh:
             host=self._host,
             port=free_port(),
             dtype=config.rollout.dtype,
-            bucket_bytes=int(config.bridge.bucket_mib * 2**20 / config.rollout.engines),
+            bucket_bytes=self._bucket_bytes,
             timeout_s=config.bridge.timeout_s,
             session=f"engine {number}, meeting {next(self._sessions)}",
             transport=config.bridge.transport,
+            is_direct=config.bridge.transport == "cuda_ipc" and self._routes.is_in_place,
+            native=None if gathering is None else NativeMeeting(free_port(), gathering.to_json()),
         )
 
     def _transfer(self, taking: "_Taking", version: int) -> None:
@@ -166,12 +172,18 @@ class Refresh:
         if not taking.engines:
             return
         check = version if self._config.bridge.check else None
-        call = {number: lambda engine: engine.receive_weights({"check": check}) for number in taking.engines}
-        receiving = taking.start(taking.engines, call)
+        request = self._request(check)
+        receiving = taking.start(taking.engines, dict.fromkeys(taking.engines, lambda e: e.receive_weights(request)))
         sent: Sent = self._crew.call("send", sorted(taking.engines), check)
         if sent.wrong is not None:
             raise WrongWeights(sent.wrong)
         taking.settle("receive_weights", receiving, sent.lost)
+
+    def _request(self, check: int | None) -> dict[str, Any]:
+        gathering, dtype = self._routes.gathering, self._config.rollout.dtype
+        if gathering is None:
+            return {"check": check}
+        return delivery(gathering, dtype, self._bucket_bytes, getattr(torch, dtype).itemsize)
 
     def _finish(self, taking: "_Taking", version: int) -> None:
         taking.ask("finish_update", lambda engine: engine.finish_update(version))

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 
 from megatron_spell.bridge.boxes import Inventory
-from megatron_spell.bridge.inventory import trainer_inventory
+from megatron_spell.bridge.inventory import checkpoint_inventory, trainer_inventory
 from megatron_spell.bridge.planner import Plan, plan
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import RunConfig
 from megatron_spell.layout.mesh import Mesh
 from megatron_spell.rollout.landing import WorkerReport, target_inventory
+from megatron_spell.rollout.native_delivery import SENDER
 
 
 def plan_refresh(shape: ModelShape, mesh: Mesh, workers: Sequence[Inventory], num_engines: int) -> Plan:
@@ -20,8 +22,12 @@ def plan_refresh(shape: ModelShape, mesh: Mesh, workers: Sequence[Inventory], nu
     Trainers are ranks 0..world_size-1 of the bridge, the workers of engine 0, of engine 1, ... come after them. One
     plan over all engines shares the sending evenly among trainers that hold the same.
     """
-    sources = {rank: trainer_inventory(shape, mesh, rank) for rank in range(mesh.world_size)}
+    sources = trainer_inventories(shape, mesh)
     return plan(sources, dict(enumerate([*workers] * num_engines, start=mesh.world_size)))
+
+
+def trainer_inventories(shape: ModelShape, mesh: Mesh) -> dict[int, Inventory]:
+    return {rank: trainer_inventory(shape, mesh, rank) for rank in range(mesh.world_size)}
 
 
 def part_of(whole: Plan, engine: int, *, num_trainers: int, num_workers: int) -> Plan:
@@ -40,6 +46,7 @@ class Routes:
         self._mesh = config.policy.mesh.mesh()
         self._num_engines = config.rollout.engines
         self._itemsize = getattr(torch, config.rollout.dtype).itemsize
+        self._is_native = config.bridge.transport == "vllm_nccl"
         self._form: list[tuple] | None = None
         self._parts: dict[int, str] = {}
         self._num_bytes: dict[int, int] = {}
@@ -55,6 +62,18 @@ class Routes:
     def num_workers(self) -> int:
         """Of an engine."""
         return len(self._form or ())
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether weights land in the engines' parameters."""
+        return all(landing == "in_place" for _, landing in self._form or ())
+
+    @cached_property
+    def gathering(self) -> Plan | None:
+        """What brings whole tensors to the rank that vLLM's own transfer sends from, where that is used."""
+        if not self._is_native:
+            return None
+        return plan(trainer_inventories(self._shape, self._mesh), {SENDER: checkpoint_inventory(self._shape)})
 
     def part(self, engine: int) -> str:
         """The engine's part of the plan, as JSON, in the ranks of its link."""

@@ -13,6 +13,9 @@ from megatron_spell.bridge.stacks import is_stack, runs
 _FORMAT = "megatron_spell.bridge.plan/1"
 
 
+Site = tuple[str | int, ...]  # where a rank runs, the widest place first; () where that is not known
+
+
 class PlanError(BridgeError):
     """Sources and targets that do not match; one line naming tensor and box."""
 
@@ -134,13 +137,13 @@ class Plan:
 
 
 def plan(
-    sources: Mapping[int, Inventory], targets: Mapping[int, Inventory], nodes: Mapping[int, object] | None = None
+    sources: Mapping[int, Inventory], targets: Mapping[int, Inventory], sites: Mapping[int, Site] | None = None
 ) -> Plan:
     """The moves that fill every box of every target exactly once.
 
     Equal boxes on several ranks are replicas: a target that holds one itself takes its own, otherwise the replicas
     share the sending by bytes (largest box first, to the replica that sends least so far; ties to the lowest rank).
-    With `nodes` (rank -> where it runs, of all ranks) replicas on the target's node come before the others.
+    With `sites`, where each rank runs (node, then GPU), the replicas nearest to the target come before the others.
     Raises PlanError naming tensor and box: nobody holds it, sources overlap without being equal, or two segments
     of one target tensor overlap or leave a hole between them.
     """
@@ -158,7 +161,7 @@ def plan(
     sent: dict[int, int] = dict.fromkeys(sources, 0)
     for i in sorted(range(len(wanted)), key=lambda i: -wanted[i][2].num_elements):
         rank, segment, common, holders = wanted[i]
-        source = rank if rank in holders else min(_near(holders, rank, nodes), key=lambda r: (sent[r], r))
+        source = rank if rank in holders else min(_near(holders, rank, sites), key=lambda r: (sent[r], r))
         if source != rank:
             sent[source] += common.num_elements
         moves[i] = _move(source, holders[source], rank, segment, common)
@@ -168,10 +171,14 @@ def plan(
 _Wanted = tuple[int, Segment, Box, dict[int, Segment]]  # target rank, what it needs, the part, who holds that part
 
 
-def _near(holders: Mapping[int, Segment], rank: int, nodes: Mapping[int, object] | None) -> Iterable[int]:
-    if nodes is None:
-        return holders
-    return [holder for holder in holders if nodes[holder] == nodes[rank]] or holders
+def _near(holders: Mapping[int, Segment], rank: int, sites: Mapping[int, Site] | None) -> Iterable[int]:
+    """Those of the holders whose sites have the longest beginning in common with the target's."""
+    own = () if sites is None else sites.get(rank, ())
+    for length in range(len(own), 0, -1):
+        near = [holder for holder in holders if sites and sites.get(holder, ())[:length] == own[:length]]
+        if near:
+            return near
+    return holders
 
 
 def _held_boxes(sources: Mapping[int, Inventory]) -> dict[str, dict[Box, dict[int, Segment]]]:

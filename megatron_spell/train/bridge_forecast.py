@@ -178,7 +178,7 @@ def forecast(layout: Layout, hardware: Mapping[str, Hardware]) -> Forecast:
     """
     began = time.perf_counter()
     sources, targets, sites = layout.sources(), layout.targets(), layout.sites()
-    moves = plan(sources, targets, {rank: sites.node(rank) for rank in sites.gpus})
+    moves = plan(sources, targets, {rank: (sites.node(rank), gpu) for rank, gpu in sites.gpus.items()})
     links = [_buckets(layout, moves, engine) for engine in range(layout.num_engines)]
     planning_s = time.perf_counter() - began
     between = moves.bytes_between(layout.item_bytes)

@@ -4,6 +4,7 @@ A link is a transport of its own between all trainers and the workers of one eng
 of its own. Whatever goes wrong on a link is told to all trainer ranks before any of them goes on.
 """
 
+import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -208,6 +209,13 @@ class Links:
         for _, fault in faults:
             lost.setdefault(fault.engine, fault.text)
         return Sent(lost, "; ".join(wrong[:4]) or None)
+
+
+def site_of(tensors: Tensors) -> tuple[str, str]:
+    """The host and the device of the tensors, as `rollout.landing.WorkerReport` names them."""
+    gpu = _gpu(tensors)
+    device = "cpu" if gpu is None else f"GPU-{torch.cuda.get_device_properties(gpu).uuid}"
+    return socket.gethostname(), device
 
 
 def _gpu(tensors: Tensors) -> torch.device | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from megatron_spell.bridge.planner import Site
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import RunConfig
 from megatron_spell.observe import spans
@@ -14,7 +15,7 @@ from megatron_spell.policy.step import StepReport
 from megatron_spell.policy.worker import MegatronPolicy
 from megatron_spell.train.checkpoints import CheckpointError, Checkpoints
 from megatron_spell.train.crew import gatherer
-from megatron_spell.train.links import Links, Meeting, Sent
+from megatron_spell.train.links import Links, Meeting, Sent, site_of
 from megatron_spell.train.saving import BackgroundSave
 from megatron_spell.types.batches import PackedBatch
 
@@ -35,7 +36,9 @@ class Member:
         self._saving = BackgroundSave(f"trainer rank {rank_of_this_process()}", config.checkpoint.timeout_s)
         # a rank may be waiting for an engine while the others wait for it
         agree = gatherer(config.policy.timeout_s + config.bridge.timeout_s)
-        self._links = Links(rank_of_this_process(), self.policy.local_tensors, agree)
+        self._agree = agree
+        # the parameters themselves, not views of their memory: the bridge sees when one moves
+        self._links = Links(rank_of_this_process(), lambda: self.policy.parameters, agree)
 
     def load_hf(self, folder: Path) -> None:
         """Weights from a Hugging Face folder; the optimizer starts anew."""
@@ -79,6 +82,10 @@ class Member:
     def update(self, batch: PackedBatch) -> StepReport:
         """One optimizer step. Raises TrustError before it is taken when the engines' weights are not the policy's."""
         return self.policy.update(batch)
+
+    def sites(self) -> list[Site]:
+        """Where each trainer rank's weights are."""
+        return [tuple(site) for site in self._agree(list(site_of(self.policy.parameters)))]
 
     def connect(self, meetings: Sequence[Meeting]) -> dict[int, str]:
         """See Links: meet engines, who must be coming at the same time; engine -> why there is no link to it."""

@@ -137,6 +137,7 @@ class Refresh:
         found = taking.ask(
             "describe", lambda engine: engine.describe(), among=taking.engines.keys() - self._linked.keys()
         )
+        self._routes.open(found, lambda: self._crew.call("sites"))
         for number, workers in found.items():
             if not self._routes.fit(workers):
                 name = taking.engines[number].name

@@ -1,6 +1,6 @@
 """Who sends what to which engine: planned once for all engines, kept for those that come later."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -8,7 +8,7 @@ import torch
 
 from megatron_spell.bridge.boxes import Inventory
 from megatron_spell.bridge.inventory import checkpoint_inventory, trainer_inventory
-from megatron_spell.bridge.planner import Plan, plan
+from megatron_spell.bridge.planner import Plan, Site, plan
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import RunConfig
 from megatron_spell.layout.mesh import Mesh
@@ -16,14 +16,20 @@ from megatron_spell.rollout.landing import WorkerReport, target_inventory
 from megatron_spell.rollout.native_delivery import SENDER
 
 
-def plan_refresh(shape: ModelShape, mesh: Mesh, workers: Sequence[Inventory], num_engines: int) -> Plan:
+def plan_refresh(
+    shape: ModelShape,
+    mesh: Mesh,
+    workers: Sequence[Inventory],
+    num_engines: int,
+    sites: Mapping[int, Site] | None = None,
+) -> Plan:
     """The moves from every trainer rank into every engine; `workers` are what each worker of an engine takes.
 
-    Trainers are ranks 0..world_size-1 of the bridge, the workers of engine 0, of engine 1, ... come after them. One
-    plan over all engines shares the sending evenly among trainers that hold the same.
+    Trainers are ranks 0..world_size-1 of the bridge, the workers of engine 0, of engine 1, ... come after them; `sites`
+    are where they run. One plan over all engines shares the sending evenly among trainers that hold the same.
     """
     sources = trainer_inventories(shape, mesh)
-    return plan(sources, dict(enumerate([*workers] * num_engines, start=mesh.world_size)))
+    return plan(sources, dict(enumerate([*workers] * num_engines, start=mesh.world_size)), sites)
 
 
 def trainer_inventories(shape: ModelShape, mesh: Mesh) -> dict[int, Inventory]:
@@ -51,13 +57,21 @@ class Routes:
         self._parts: dict[int, str] = {}
         self._num_bytes: dict[int, int] = {}
 
+    def open(self, found: Mapping[int, Sequence[WorkerReport]], trainers: Callable[[], Sequence[Site]]) -> None:
+        """Make the plan of the first engines that say what they take; `trainers` tells where the trainers run."""
+        if self._form is not None or not found:
+            return
+        first = found[min(found)]
+        sites = dict(enumerate(trainers()))
+        for engine, workers in found.items():
+            for i, report in enumerate(workers):
+                sites[self._mesh.world_size + engine * len(first) + i] = (report.host, report.device)
+        self._make([target_inventory(self._shape, report) for report in first], sites)
+        self._form = _form(first)
+
     def fit(self, workers: Sequence[WorkerReport]) -> bool:
-        """Whether an engine of these workers can be sent its part; for the first engine the plan is made."""
-        form = [(report.place, report.landing) for report in workers]
-        if self._form is None:
-            self._make([target_inventory(self._shape, report) for report in workers])
-            self._form = form
-        return self._form == form
+        """Whether an engine of these workers can be sent its part."""
+        return self._form == _form(workers)
 
     def num_workers(self) -> int:
         """Of an engine."""
@@ -83,9 +97,14 @@ class Routes:
         """What a refresh brings to this engine."""
         return self._num_bytes[engine]
 
-    def _make(self, workers: list[Inventory]) -> None:
-        whole = plan_refresh(self._shape, self._mesh, workers, self._num_engines)
+    def _make(self, workers: list[Inventory], sites: Mapping[int, Site]) -> None:
+        whole = plan_refresh(self._shape, self._mesh, workers, self._num_engines, sites)
         for engine in range(self._num_engines):
             part = part_of(whole, engine, num_trainers=self._mesh.world_size, num_workers=len(workers))
             self._parts[engine] = part.to_json()
-            self._num_bytes[engine] = sum(part.bytes_between(self._itemsize).values())
+            moved = part if self.gathering is None else Plan(self.gathering.moves * len(workers))
+            self._num_bytes[engine] = sum(moved.bytes_between(self._itemsize).values())
+
+
+def _form(workers: Sequence[WorkerReport]) -> list[tuple]:
+    return [(report.place, report.landing) for report in workers]

@@ -133,10 +133,10 @@ def test_replicas_share_the_sending_evenly(trainer):
 def test_a_replica_on_the_targets_node_is_preferred():
     shape, mesh = made_shape(layers=4), Mesh(tp=2, dp=2)  # ranks 0, 1 on one node and 2, 3 on another
     targets = engine_inventories(shape, EngineMesh(tp=2), 4, 2)
-    nodes = {0: "a", 1: "a", 2: "b", 3: "b", 4: "a", 5: "a", 6: "b", 7: "b"}
+    nodes: dict = {rank: (node,) for rank, node in enumerate("aabbaabb")}
     moves = plan(inventories(shape, mesh), targets, nodes)
     assert all(nodes[m.src_rank] == nodes[m.dst_rank] for m in moves.moves)
-    far = plan(inventories(shape, mesh), targets, nodes | dict.fromkeys((4, 5, 6, 7), "c"))
+    far = plan(inventories(shape, mesh), targets, nodes | dict.fromkeys((4, 5, 6, 7), ("c",)))
     assert {m.src_rank for m in far.moves} == {0, 1, 2, 3}
 
 

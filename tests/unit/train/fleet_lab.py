@@ -75,6 +75,9 @@ class ScriptedTrainers:
     checks: list[int | None] = field(default_factory=list)
     dropped: list[list[int]] = field(default_factory=list)
 
+    def sites(self) -> list[tuple[str, str]]:
+        return [("here", "cpu")]
+
     def connect(self, meetings: list[Meeting]) -> dict[int, str]:
         self.journal.append(("trainers", "connect"))
         self.meetings += meetings

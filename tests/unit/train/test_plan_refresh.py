@@ -57,3 +57,12 @@ def test_replicas_share_the_sending_over_all_engines():
     moves = plan_refresh(SHAPE, mesh, [checkpoint_inventory(SHAPE)], num_engines=2)
     by_source = [sum(c for (s, _), c in moves.bytes_between(4).items() if s == rank) for rank in range(2)]
     assert abs(by_source[0] - by_source[1]) <= 0.02 * sum(by_source)
+
+
+def test_a_worker_takes_from_its_own_gpu_then_from_its_node_then_from_anyone():
+    sites = {0: ("a", "gpu 0"), 1: ("a", "gpu 1"), 2: ("b", "gpu 2"), 3: ("b", "gpu 3")}
+    workers = {4: ("a", "gpu 1"), 5: ("b", "gpu 9"), 6: ("c", "gpu 9"), 7: ()}
+    moves = plan_refresh(SHAPE, Mesh(dp=4), [checkpoint_inventory(SHAPE)], 4, sites | workers)
+    sources = {target: {move.src_rank for move in moves.moves if move.dst_rank == target} for target in workers}
+    assert (sources[4], sources[5]) == ({1}, {2, 3})
+    assert len(sources[6] | sources[7]) > 2

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 T = TypeVar("T")
+LOOK_S = 0.5  # how often it is looked whether the engine process is alive
 
 
 class VllmEngine:
@@ -261,12 +262,23 @@ class VllmEngine:
     async def _update_step(self, step: str, awaitable: Awaitable[T]) -> T:
         """Run one step of an update; whatever goes wrong leaves the engine unusable."""
         try:
-            return await self._within(self._update_timeout_s, awaitable, step)
+            return await self._within(self._update_timeout_s, self._unless_dead(awaitable, step), step)
         except BaseException as error:
             self._turnstile.break_down(f"{step} failed: {_one_line(error)}")
             if isinstance(error, EngineError) or not isinstance(error, Exception):
                 raise
             raise EngineError(f"{self.name}: {step} failed: {_one_line(error)}") from error
+
+    async def _unless_dead(self, awaitable: Awaitable[T], step: str) -> T:
+        """A call that vLLM's engine process was to answer stays open when it dies (vLLM 0.32): its death is looked for."""
+        llm, call = self._llm, asyncio.ensure_future(awaitable)
+        try:
+            while not (await asyncio.wait({call}, timeout=LOOK_S))[0]:
+                if llm is not None and llm.errored:
+                    raise EngineDied(f"{self.name}: vLLM's engine process died during {step}")
+            return call.result()
+        finally:
+            call.cancel()
 
     async def _drop_prefix_cache(self) -> None:
         """Old keys and values under new weights are silently wrong: of 16 greedy completions none was right.

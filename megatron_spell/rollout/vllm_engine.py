@@ -270,7 +270,7 @@ class VllmEngine:
             raise EngineError(f"{self.name}: {step} failed: {_one_line(error)}") from error
 
     async def _unless_dead(self, awaitable: Awaitable[T], step: str) -> T:
-        """A call that vLLM's engine process was to answer stays open when that dies (vLLM 0.32); so this looks for it."""
+        """A call that vLLM's engine process was to answer stays open when that dies (0.32); so this looks for it."""
         llm, call = self._llm, asyncio.ensure_future(awaitable)
         try:
             while not (await asyncio.wait({call}, timeout=LOOK_S))[0]:

@@ -18,6 +18,7 @@ def command(store: Path, run_folder: Path, *options: str, **more) -> list[str]:
     return ["check-bridge", str(EXAMPLE / "run.yaml"), *as_arguments(settings), *options]
 
 
+@pytest.mark.nightly
 def test_every_element_of_trainers_engine_and_folder_is_equal(store, tmp_path):
     done = cli(command(store, tmp_path / "run", "--full", "--json"), expect=0)
     found = json.loads(done.stdout)
@@ -41,6 +42,7 @@ def test_experts_spread_over_ranks_and_workers_are_equal(store, tmp_path):
     assert experts["differences"] == []
 
 
+@pytest.mark.nightly
 def test_samples_are_shown_to_people(store, tmp_path):
     done = cli(command(store, tmp_path / "run", "--seed", "3"), expect=0)
     assert "model.layers.N.self_attn.q_proj.weight" in done.stdout

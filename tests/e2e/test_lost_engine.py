@@ -21,7 +21,14 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module", params=["SIGKILL Worker", "SIGSTOP Worker", "SIGKILL EngineCore"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "SIGKILL Worker",
+        pytest.param("SIGSTOP Worker", marks=pytest.mark.nightly),
+        pytest.param("SIGKILL EngineCore", marks=pytest.mark.nightly),
+    ],
+)
 def out(request, store, tmp_path_factory) -> Path:
     from tests.engine.tiny_qwen3 import write_checkpoint
 

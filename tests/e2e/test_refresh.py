@@ -14,7 +14,7 @@ from tests.e2e.refresh_rank import NEW_TOKENS, prompts
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=["tied", "untied"])
+@pytest.fixture(scope="module", params=["tied", pytest.param("untied", marks=pytest.mark.nightly)])
 def out(request, store, tmp_path_factory) -> Path:
     """What two tensor-parallel ranks and an engine left: the weights and words of versions 0 and 1."""
     from tests.engine.tiny_qwen3 import write_checkpoint

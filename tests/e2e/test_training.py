@@ -142,7 +142,7 @@ def assert_all_end(processes: list[psutil.Process]) -> None:
     assert not names, f"outlived the run: {names}"
 
 
-@pytest.mark.parametrize("victim", ["EngineCore", "rank 1"])
+@pytest.mark.parametrize("victim", [pytest.param("EngineCore", marks=pytest.mark.nightly), "rank 1"])
 def test_a_process_killed_for_good_ends_the_run_in_words_and_leaves_its_checkpoint(store, tmp_path, victim):
     folder = tmp_path / "victim"
     run = subprocess.Popen(
@@ -169,6 +169,7 @@ def test_a_process_killed_for_good_ends_the_run_in_words_and_leaves_its_checkpoi
     assert find_fault(latest) is None
 
 
+@pytest.mark.nightly
 def test_a_run_whose_only_engine_is_killed_goes_on_as_if_nothing_had_been(uninterrupted, store, tmp_path):
     folder = tmp_path / "restarted"
     with (tmp_path / "said.txt").open("w") as said:

@@ -25,7 +25,7 @@ def runner():
         yield runner
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+@pytest.fixture(scope="module", params=[pytest.param(False, marks=pytest.mark.nightly), True], ids=["untied", "tied"])
 def folders(request, tmp_path_factory) -> list[Path]:
     base = tmp_path_factory.mktemp("checkpoints")
     return [write_checkpoint(base / f"v{seed}", tied=request.param, seed=seed) for seed in (0, 1)]

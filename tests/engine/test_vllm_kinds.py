@@ -159,13 +159,13 @@ SEVERAL = {
     ("layout", "landing", "tied", "num_experts"),
     [
         ("tensor parallel", "auto", True, 0),
-        ("tensor parallel", "in_place", True, 0),
+        pytest.param("tensor parallel", "in_place", True, 0, marks=pytest.mark.nightly),
         ("expert parallel", "auto", False, 4),
         ("expert parallel", "in_place", False, 4),
-        ("tensor parallel", "in_place", False, 4),
+        pytest.param("tensor parallel", "in_place", False, 4, marks=pytest.mark.nightly),
         ("pipeline", "auto", True, 0),
-        ("pipeline", "in_place", False, 4),
-        ("replicas", "auto", False, 0),
+        pytest.param("pipeline", "in_place", False, 4, marks=pytest.mark.nightly),
+        pytest.param("replicas", "auto", False, 0, marks=pytest.mark.nightly),
     ],
 )
 def test_each_worker_of_an_engine_takes_its_part(tmp_path, layout, landing, tied, num_experts):

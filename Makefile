@@ -63,6 +63,10 @@ bench: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/train_step.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/head_memory.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/refresh.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/refresh_one_device.py --layers 4 --hidden 1024
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/wire_speed.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/folder_memory.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/plan_bridge.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

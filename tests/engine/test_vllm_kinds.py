@@ -139,7 +139,9 @@ def output_with(routed_T_L_K, num_tokens: int):
     )
 
 
-@pytest.mark.parametrize(("model_type", "rope"), [("qwen2", YARN), ("llama", LLAMA3)])
+@pytest.mark.parametrize(
+    ("model_type", "rope"), [("qwen2", YARN), pytest.param("llama", LLAMA3, marks=pytest.mark.nightly)]
+)
 def test_other_families_are_updated_in_place(tmp_path, model_type, rope):
     folders = [write_family(tmp_path / str(seed), model_type, rope, seed=seed) for seed in (0, 1)]
     asyncio.run(follow_two_updates(folders, SETTINGS))
@@ -161,9 +163,9 @@ SEVERAL = {
         ("tensor parallel", "auto", True, 0),
         pytest.param("tensor parallel", "in_place", True, 0, marks=pytest.mark.nightly),
         ("expert parallel", "auto", False, 4),
-        ("expert parallel", "in_place", False, 4),
+        pytest.param("expert parallel", "in_place", False, 4, marks=pytest.mark.nightly),
         pytest.param("tensor parallel", "in_place", False, 4, marks=pytest.mark.nightly),
-        ("pipeline", "auto", True, 0),
+        pytest.param("pipeline", "auto", True, 0, marks=pytest.mark.nightly),
         pytest.param("pipeline", "in_place", False, 4, marks=pytest.mark.nightly),
         pytest.param("replicas", "auto", False, 0, marks=pytest.mark.nightly),
     ],

@@ -36,6 +36,11 @@ def trainer_inventory(shape: ModelShape, mesh: Mesh, rank: int) -> Inventory:
     )
 
 
+def trainer_inventories(shape: ModelShape, mesh: Mesh) -> dict[int, Inventory]:
+    """The segments of every trainer rank."""
+    return {rank: trainer_inventory(shape, mesh, rank) for rank in range(mesh.world_size)}
+
+
 def trainer_shapes(shape: ModelShape, mesh: Mesh, rank: int) -> Shapes:
     """The shapes of the rank's parameters, padding rows included: what the model built there must have."""
     shapes = local_shapes(trainer_inventory(shape, mesh, rank))

@@ -89,3 +89,5 @@ def _refresh(config: RunConfig, on_cpu: bool) -> Iterator[str]:
     if transport == "vllm_nccl" and config.bridge.landing == "in_place":
         why = "transport vllm_nccl delivers whole tensors in checkpoint form"
         yield _fault("bridge.landing", "in_place", why, "use auto or checkpoint")
+    if transport == "vllm_nccl" and config.bridge.check:
+        yield _fault("bridge.check", True, "transport vllm_nccl compares nothing after landing", "set it to false")

@@ -16,7 +16,7 @@ from torch import Tensor
 from megatron_spell.bridge.boxes import Inventory, Segment
 from megatron_spell.bridge.export import FolderPlan, gather_to_writer
 from megatron_spell.bridge.hf_files import FolderError
-from megatron_spell.bridge.inventory import checkpoint_inventory, trainer_inventory
+from megatron_spell.bridge.inventory import checkpoint_inventory, trainer_inventories
 from megatron_spell.bridge.stacks import local_names
 from megatron_spell.bridge.transports.base import peer_names
 from megatron_spell.bridge.transports.gloo import GroupTransport
@@ -52,7 +52,7 @@ class CheckpointWriter:
     """
 
     def __init__(self, shape: ModelShape, mesh: Mesh, timeout_s: float) -> None:
-        inventories = {rank: trainer_inventory(shape, mesh, rank) for rank, _ in mesh.ranks()}
+        inventories = trainer_inventories(shape, mesh)
         self._shares = shared_out(inventories)
         self._plan = FolderPlan(self._shares, checkpoint_inventory(shape), writers=(WRITER,))
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))

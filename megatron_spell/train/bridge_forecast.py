@@ -11,7 +11,7 @@ from statistics import fmean
 
 from megatron_spell.bridge.boxes import Inventory
 from megatron_spell.bridge.engine_inventory import engine_inventory, engine_places
-from megatron_spell.bridge.inventory import checkpoint_shapes, trainer_inventory
+from megatron_spell.bridge.inventory import checkpoint_shapes, trainer_inventories
 from megatron_spell.bridge.planner import Bucket, Plan, plan
 from megatron_spell.config import layout_rules
 from megatron_spell.config.engine_rules import engine_faults
@@ -94,7 +94,7 @@ class Layout:
         return Sites({r: r if r < num_trainers else r - back for r in ranks}, self.gpus_per_node)
 
     def sources(self) -> dict[int, Inventory]:
-        return {rank: trainer_inventory(self.shape, self.mesh, rank) for rank in range(self.mesh.world_size)}
+        return trainer_inventories(self.shape, self.mesh)
 
     def targets(self) -> dict[int, Inventory]:
         places = engine_places(self.shape, self.engine_mesh)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count, pairwise
 from typing import Any, TypeVar
 
@@ -181,9 +182,13 @@ class Refresh:
         taking.settle("receive_weights", receiving, sent.lost)
 
     def _request(self, check: int | None) -> dict[str, Any]:
+        return {"check": check} if self._native_delivery is None else self._native_delivery
+
+    @cached_property
+    def _native_delivery(self) -> dict[str, Any] | None:
         gathering, dtype = self._routes.gathering, self._config.rollout.dtype
         if gathering is None:
-            return {"check": check}
+            return None
         return delivery(gathering, dtype, self._bucket_bytes, getattr(torch, dtype).itemsize)
 
     def _finish(self, taking: "_Taking", version: int) -> None:

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 
 from megatron_spell.bridge.boxes import Inventory
-from megatron_spell.bridge.inventory import checkpoint_inventory, trainer_inventory
+from megatron_spell.bridge.inventory import checkpoint_inventory, trainer_inventories
 from megatron_spell.bridge.planner import Plan, Site, plan
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import RunConfig
@@ -30,10 +30,6 @@ def plan_refresh(
     """
     sources = trainer_inventories(shape, mesh)
     return plan(sources, dict(enumerate([*workers] * num_engines, start=mesh.world_size)), sites)
-
-
-def trainer_inventories(shape: ModelShape, mesh: Mesh) -> dict[int, Inventory]:
-    return {rank: trainer_inventory(shape, mesh, rank) for rank in range(mesh.world_size)}
 
 
 def part_of(whole: Plan, engine: int, *, num_trainers: int, num_workers: int) -> Plan:

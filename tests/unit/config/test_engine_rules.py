@@ -88,6 +88,11 @@ def test_what_vllm_can_do_on_gpus_is_no_fault(shape, sections):
             {"bridge": {"transport": "vllm_nccl", "landing": "in_place"}},
             "bridge.landing = in_place: transport vllm_nccl delivers whole tensors",
         ),
+        (
+            {},
+            {"bridge": {"transport": "vllm_nccl"}},
+            "bridge.check = True: transport vllm_nccl compares nothing after landing; set it to false",
+        ),
     ],
 )
 def test_each_rule_names_field_value_and_way_out(shape, sections, expected):

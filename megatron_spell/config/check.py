@@ -12,6 +12,7 @@ from megatron_spell.config.layout_rules import layout_faults
 from megatron_spell.config.megatron_options import option_faults
 from megatron_spell.config.model_shape import ModelShape, UnknownModel
 from megatron_spell.config.schema import RunConfig
+from megatron_spell.types.play import Role
 
 # vLLM 0.32 (v1/attention/backends/cpu_attn.py) dies at its first forward on any other; its CUDA backends know more.
 CPU_ENGINE_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -20,7 +21,7 @@ PROMPT_OVERHEAD_TOKENS = 64  # chat template, instructions and question, at the 
 
 def violations(config: RunConfig, *, on_cpu: bool = True) -> list[str]:
     """One line per broken rule, each naming field, value and way out; empty when the run can start."""
-    faults = [*_play(config), *_lengths(config), *_not_yet(config), *_files(config)]
+    faults = [*_play(config), *_lengths(config), *_files(config)]
     faults += [*_backend(config, on_cpu), *option_faults(config.policy, on_cpu=on_cpu)]
     try:
         shape = ModelShape.load(config.model.path)
@@ -45,6 +46,10 @@ def _play(config: RunConfig) -> Iterator[str]:
         yield _fault(config, "play.max_draws_per_step", why, "raise it")
     if not any(weight > 0 for weight in config.data.task_weights.values()):
         yield "data.task_weights: every task has weight 0; give at least one a positive weight"
+    if play.votes_per_answer == 0 and Role.VERIFIER in config.algo.train_roles:
+        yield _fault(config, "play.votes_per_answer", "nobody votes", "take verifier out of algo.train_roles")
+    if play.questions is not None and Role.QUESTIONER in config.algo.train_roles:
+        yield _fault(config, "play.questions", "nothing is asked", "take questioner out of algo.train_roles")
     if not config.algo.train_roles:
         yield _fault(config, "algo.train_roles", "no role is trained", "name questioner, responder or verifier")
 
@@ -75,17 +80,14 @@ def _backend(config: RunConfig, on_cpu: bool) -> Iterator[str]:
         yield _fault(config, "policy.backend", why, "use auto or local")
 
 
-def _not_yet(config: RunConfig) -> Iterator[str]:
-    if config.algo.max_staleness > 0:
-        yield _fault(config, "algo.max_staleness", "only on-policy rounds are collected yet", "use 0")
-
-
 def _files(config: RunConfig) -> Iterator[str]:
     if not config.data.store.is_file():
         way_out = f"make it with `megatron-spell data build SOURCE... --out {config.data.store}`"
         yield _fault(config, "data.store", "there is no such file", way_out)
     if config.play.templates is not None and not config.play.templates.is_dir():
         yield _fault(config, "play.templates", "there is no such folder", "leave it out for the package's templates")
+    if config.play.questions is not None and not config.play.questions.is_file():
+        yield _fault(config, "play.questions", "there is no such file", "leave it out to have questions asked")
     if config.evaluation.questions is not None and not config.evaluation.questions.is_file():
         yield _fault(
             config, "evaluation.questions", "there is no such file", "leave it out to train without evaluation"

@@ -48,12 +48,15 @@ class PlaySection(Section):
     documents_shown: PositiveInt = 5  # m: what the questioner sees at first
     new_documents: PositiveInt = 5  # added to the remembered ones when there is history
     answers_per_question: Annotated[int, Field(ge=2)] = 8  # G
-    votes_per_answer: PositiveInt = 8  # V
+    votes_per_answer: NonNegativeInt = 8  # V; 0: no verifier, the rule alone decides
     ground_samples: NonNegativeInt = 4  # k blind answers; 0 switches the ground check off
     ground_margin: Fraction = 0.25  # ungrounded when the blind solve rate reaches guess rate + margin
     max_answer_tokens: PositiveInt = 40  # a longer reference answer is unusable
     judge_right_share: Fraction = 0.25  # rounds in which a right answer is judged too, so that the verifier sees both
     templates: Path | None = None  # folder of templates; None: the package's own
+    questions: Path | None = (
+        None  # JSONL of known questions (as evaluation.questions) to play instead of asking: RL from given answers
+    )
 
 
 class MaxTokens(Section):
@@ -101,7 +104,12 @@ class AlgoSection(Section):
     )
     clip_low: PositiveFloat | None = 0.2  # of the importance ratio below 1; null: no clip; on-policy the ratio is 1
     clip_high: PositiveFloat | None = 0.2  # likewise above 1
-    max_staleness: NonNegativeInt = 0  # steps that the weights which wrote a row may lie behind; a run takes only 0 yet
+    verifier_needs_rule: bool = (
+        True  # train on vote groups only where the majority is the rule's verdict; else the verifier drifts to yes
+    )
+    max_staleness: NonNegativeInt = (
+        0  # steps that the weights which wrote a row may lie behind; above 0 rounds go on while the policy trains
+    )
     importance: ImportanceSection = ImportanceSection()
     advantage_epsilon: PositiveFloat = 1e-6  # added to the standard deviation
 

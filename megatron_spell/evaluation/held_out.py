@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_spell.evaluation.questions import KnownQuestion
+from megatron_spell.data.questions import KnownQuestion
 from megatron_spell.rewards.matching import score
 from megatron_spell.roles.responder import parse_answer, responder_prompt
 from megatron_spell.rollout.engine import SamplingSpec

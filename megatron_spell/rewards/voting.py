@@ -29,11 +29,12 @@ def judgment_rewards(votes: Votes) -> list[float]:
     return [float(v is not None and v == decided) for v in votes]
 
 
-def trainable(votes: Votes, rule: float) -> bool:
+def trainable(votes: Votes, rule: float, *, needs_rule: bool = True) -> bool:
     """Whether the verifier may learn from the group.
 
-    Agreement among the valid votes must lie strictly between one half and one, and the majority must equal the rule's
-    verdict; otherwise a verifier trained on its own majority drifts towards saying yes always (reported by the paper).
+    Agreement among the valid votes must lie strictly between one half and one, and (`needs_rule`) the majority must
+    equal the rule's verdict; otherwise a verifier trained on its own majority drifts towards saying yes always
+    (reported by the paper).
     """
     num_yes, num_no = _counts(votes)
-    return num_yes > 0 and num_no > 0 and num_yes != num_no and majority(votes) == bool(rule)
+    return num_yes > 0 and num_no > 0 and num_yes != num_no and (not needs_rule or majority(votes) == bool(rule))

@@ -37,8 +37,8 @@ class SamplingSpec:
     """How to continue a prompt.
 
     `temperature` 0 is greedy. Sampling ends with (and includes) the first token of `stop_ids`, or after `max_tokens`,
-    or where the engine's context ends. Sample i of n depends on (`seed`, i) only, and differs from the others; a seed
-    of None draws a fresh one.
+    or where the engine's context ends. Asked for are the samples `first` .. `first` + n - 1 of the seed: sample i
+    depends on (`seed`, i) only, and differs from the others; a seed of None draws a fresh one.
     """
 
     temperature: float
@@ -47,6 +47,7 @@ class SamplingSpec:
     seed: int | None = None
     n: int = 1
     stop_ids: tuple[int, ...] = ()
+    first: int = 0
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
@@ -55,6 +56,8 @@ class SamplingSpec:
             raise EngineError(f"top_p is {self.top_p}; it must lie in (0, 1]")
         if self.max_tokens < 1 or self.n < 1:
             raise EngineError(f"max_tokens is {self.max_tokens} and n is {self.n}; both must be 1 or more")
+        if self.first < 0:
+            raise EngineError(f"first is {self.first}; samples are numbered from 0")
 
 
 Part = Literal["weights", "cache"]

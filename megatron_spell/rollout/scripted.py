@@ -68,7 +68,9 @@ class ScriptedEngine:
             await asyncio.sleep(self.delay_s(call))
             if call in self.failures:
                 raise self.failures[call]
-            completions = [self._complete(prompt_ids_T, spec, i, version) for i in range(spec.n)]
+            completions = [
+                self._complete(prompt_ids_T, spec, i, version) for i in range(spec.first, spec.first + spec.n)
+            ]
         self.counts.prompt_tokens += len(prompt_ids_T)
         self.counts.completions += spec.n
         self.counts.completion_tokens += sum(len(c.token_ids_T) for c in completions)

@@ -113,7 +113,8 @@ class VllmEngine:
             raise EngineError(f"{self.name}: the prompt is empty")
         limit_s = self._settings.request_timeout_s
         async with self._turnstile.request(limit_s):
-            samples = asyncio.gather(*(self._sample(prompt_ids_T, spec, i, room) for i in range(spec.n)))
+            wanted = range(spec.first, spec.first + spec.n)
+            samples = asyncio.gather(*(self._sample(prompt_ids_T, spec, i, room) for i in wanted))
             what = f"a completion of {len(prompt_ids_T)} prompt tokens"
             found = await self._within(limit_s, unless(self._turnstile.until_broken(), samples), what)
         return with_experts_of_the_prompt(found)
@@ -228,7 +229,7 @@ class VllmEngine:
             raise EngineError(f"{self.name}: vLLM refused a prompt: {_one_line(error)}") from error
         if not outputs:
             raise EngineError(f"{self.name}: vLLM ended a completion without output")
-        return self._completion(outputs[-1].outputs[0], version, 0 if sample else len(prompt_ids_T))
+        return self._completion(outputs[-1].outputs[0], version, 0 if sample > spec.first else len(prompt_ids_T))
 
     def _completion(self, output: "CompletionOutput", version: int, num_prompt_tokens: int) -> Completion:
         """`num_prompt_tokens` are those whose expert choices come along."""

@@ -99,9 +99,9 @@ def engine_args(
 
 
 def sampling_params(spec: SamplingSpec, sample: int, room: int, num_prompt_tokens: int) -> "SamplingParams":
-    """Parameters of sample `sample` of `spec.n`, which may write at most `room` tokens.
+    """Parameters of sample `sample` of `spec`, which may write at most `room` tokens.
 
-    Expert choices of the prompt are wanted once, with sample 0.
+    Expert choices of the prompt are wanted once, with the first sample.
     vLLM's own rule for the samples of a request is seed + i, by which neighbouring seeds share most of their samples.
     """
     from vllm import SamplingParams
@@ -119,5 +119,5 @@ def sampling_params(spec: SamplingSpec, sample: int, room: int, num_prompt_token
         flat_logprobs=True,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
-        routed_experts_prompt_start=num_prompt_tokens if sample else 0,
+        routed_experts_prompt_start=num_prompt_tokens if sample > spec.first else 0,
     )

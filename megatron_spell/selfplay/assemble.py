@@ -70,17 +70,21 @@ def _questions(rounds: Sequence[Round], algo: AlgoSection, rng: np.random.Genera
 def _vote_groups(
     rounds: Sequence[Round], algo: AlgoSection, rng: np.random.Generator
 ) -> Iterator[tuple[TaskName, Scored]]:
-    eligible = [(r.draw.task, votes) for r in rounds for votes in _trainable_votes(r)]
+    eligible = [(r.draw.task, votes) for r in rounds for votes in _trainable_votes(r, algo.verifier_needs_rule)]
     take = min(algo.verifier_groups_per_step, len(eligible))
     for i in sorted(rng.choice(len(eligible), size=take, replace=False)) if take else []:
         task, judgments_V = eligible[i]
         yield task, [(j.turn, j.reward) for j in judgments_V]
 
 
-def _trainable_votes(played: Round) -> list[tuple[Judgment, ...]]:
+def _trainable_votes(played: Round, needs_rule: bool) -> list[tuple[Judgment, ...]]:
     """The distinct vote groups of a round that the verifier may learn from."""
     distinct = {a.parsed: a for a in played.answers_G if a.judgments_V}
-    return [a.judgments_V for a in distinct.values() if trainable([j.vote for j in a.judgments_V], a.rule)]
+    return [
+        a.judgments_V
+        for a in distinct.values()
+        if trainable([j.vote for j in a.judgments_V], a.rule, needs_rule=needs_rule)
+    ]
 
 
 def _rows(role: Role, task: TaskName, scored: Scored, *, group: int, epsilon: float) -> list[TrainRow]:

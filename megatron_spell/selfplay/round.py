@@ -29,18 +29,27 @@ from megatron_spell.types.seeds import stream_seed
 
 async def play_round(draw: Draw, table: Table) -> Round:
     """All that comes of one draw. Raises only what the engine raises; everything else is an Outcome."""
-    rewards = table.config.rewards
     try:
-        ask_turn, question = await ask(draw, table)
+        asked = await _asked(draw, table)
     except PromptTooLong:
         return Round(draw, Outcome.PROMPT_TOO_LONG)
-    if isinstance(question, Outcome):
-        return Round(draw, question, ask=ask_turn, question_reward=rewards.bad_format)
-    asked = Round(draw, Outcome.UNSOLVED, ask=ask_turn, question=question)
+    question = asked.question
+    if question is None:
+        return asked
     try:
         return await _answer_and_judge(asked, question, table)
     except PromptTooLong:
         return replace(asked, outcome=Outcome.PROMPT_TOO_LONG)
+
+
+async def _asked(draw: Draw, table: Table) -> Round:
+    """The round so far: with its question, or ended without one."""
+    if draw.given is not None:
+        return Round(draw, Outcome.UNSOLVED, question=draw.given)
+    turn, question = await ask(draw, table)
+    if isinstance(question, Outcome):
+        return Round(draw, question, ask=turn, question_reward=table.config.rewards.bad_format)
+    return Round(draw, Outcome.UNSOLVED, ask=turn, question=question)
 
 
 async def _answer_and_judge(asked: Round, question: ParsedQuestion, table: Table) -> Round:
@@ -72,9 +81,9 @@ async def ask(draw: Draw, table: Table) -> tuple[Turn, ParsedQuestion | Outcome]
 
 
 async def answer_blind(draw: Draw, question: ParsedQuestion, table: Table) -> tuple[Turn, ...]:
-    """k answers without any document; empty when the ground check is off."""
+    """k answers without any document; empty when the ground check is off or the question was given."""
     num_samples = table.config.play.ground_samples
-    if not num_samples:
+    if not num_samples or draw.given is not None:
         return ()
     prompt = responder_prompt(table.templates, draw.task, None, question)
     return tuple(await table.speak(Role.RESPONDER, prompt, n=num_samples, draw=draw, purpose="blind"))
@@ -113,7 +122,7 @@ def to_judge(draw: Draw, answers_G: tuple[Answer, ...], table: Table) -> list[st
     A vote cannot change the reward of a right answer, nor of a letter. Right answers are judged all the same in a
     share of the rounds while the verifier is trained: shown wrong ones alone, it would learn to say no always.
     """
-    if draw.task == TaskName.MULTIPLE_CHOICE:
+    if draw.task == TaskName.MULTIPLE_CHOICE or not table.config.play.votes_per_answer:
         return []
     distinct = {a.parsed: a.rule for a in answers_G if a.parsed}
     wrong = [text for text, rule in distinct.items() if not rule]

@@ -17,8 +17,8 @@ from megatron_spell.cluster.local import own_address
 from megatron_spell.cluster.ray import RayCluster
 from megatron_spell.config.schema import RunConfig
 from megatron_spell.curriculum.curriculum import Catalog, Curriculum, SetEntry
+from megatron_spell.data.questions import load_questions
 from megatron_spell.data.store import TokenStore
-from megatron_spell.evaluation.questions import load_questions
 from megatron_spell.roles.templates import Templates
 from megatron_spell.rollout.engine import Engine, EngineError
 from megatron_spell.rollout.placement import resources

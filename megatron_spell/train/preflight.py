@@ -1,14 +1,15 @@
 """Everything that can be found wrong before a process starts: one line for each fault, all at once."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from megatron_spell.cluster.handles import ClusterError
 from megatron_spell.cluster.local import available_memory_bytes, check_port
 from megatron_spell.config.check import violations
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import RunConfig
+from megatron_spell.data.questions import QuestionsError, load_questions
 from megatron_spell.data.store import StoreError, TokenStore
-from megatron_spell.evaluation.questions import QuestionsError, load_questions
 from megatron_spell.roles.templates import TemplateError, Templates
 from megatron_spell.text.tokenizer import Tokenizer, TokenizerError
 from megatron_spell.train.checkpoints import Checkpoints, all_but_tensors, none_is_whole
@@ -63,21 +64,28 @@ def _words(config: RunConfig) -> Iterator[str]:
 
 
 def _questions(config: RunConfig) -> Iterator[str]:
-    if config.evaluation.questions is None:
+    yield from _known_questions(config, "evaluation.questions", config.evaluation.questions, held_out=True)
+    yield from _known_questions(config, "play.questions", config.play.questions, held_out=False)
+
+
+def _known_questions(config: RunConfig, field: str, path: Path | None, *, held_out: bool) -> Iterator[str]:
+    """Sets that nobody knows; held-out ones count as known only where nothing is trained on them."""
+    if path is None:
         return
     try:
-        asked = load_questions(config.evaluation.questions)
+        asked = load_questions(path)
         with TokenStore.open(config.data.store) as store:
-            known = {*store.set_ids("train"), *store.set_ids("heldout")}
+            known = {*store.set_ids("train"), *(store.set_ids("heldout") if held_out else ())}
     except QuestionsError as error:
-        yield f"evaluation.questions = {config.evaluation.questions}: {error}"
+        yield f"{field} = {path}: {error}"
     except StoreError:
         return  # reported with the store itself
     else:
         unknown = sorted({q.set_id for q in asked} - known)
         if unknown:
-            why = f"set {unknown[0]} is not in data.store = {config.data.store}; write the questions from this store"
-            yield f"evaluation.questions = {config.evaluation.questions}: {why}"
+            split = "" if held_out else "among the training sets of "
+            why = f"set {unknown[0]} is not in {split}data.store = {config.data.store}; write them from this store"
+            yield f"{field} = {path}: {why}"
 
 
 def _earlier_run(config: RunConfig) -> Iterator[str]:

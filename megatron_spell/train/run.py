@@ -14,8 +14,8 @@ from megatron_spell.algo.packing import pack
 from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import RunConfig
 from megatron_spell.curriculum.curriculum import Curriculum
+from megatron_spell.data.questions import KnownQuestion
 from megatron_spell.evaluation.held_out import evaluate
-from megatron_spell.evaluation.questions import KnownQuestion
 from megatron_spell.observe import spans
 from megatron_spell.observe.files import json_line, write_whole
 from megatron_spell.observe.metrics import packing_metrics, round_metrics, row_metrics

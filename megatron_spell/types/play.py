@@ -33,6 +33,7 @@ class Outcome(StrEnum):
     UNUSABLE_ANSWER = "unusable_answer"  # too long, zero or not a number
     PROMPT_TOO_LONG = "prompt_too_long"  # the prompt does not fit the engine's context
     SURPLUS = "surplus"  # finished or begun after the step's quota was full
+    STALE = "stale"  # played, but its oldest words are of weights too old to train on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,12 +91,22 @@ class QuestionAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class ParsedQuestion:
+    """A well-formed question. For multiple choice `options` holds A-D and `gold` is the letter."""
+
+    question: str
+    gold: str
+    options: tuple[str, str, str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Draw:
     """What a round is played on. A pure function of the seed, `index` and the curriculum's state.
 
     `shown` are the indices of the documents the questioner sees; `answer_from` those the responder sees
     (a superset of `shown`). `examples` are remembered questions on this set and task to go beyond.
-    `target_letter` is the letter that a multiple-choice question must make right.
+    `target_letter` is the letter that a multiple-choice question must make right. `given` is a question from outside
+    (`play.questions`): nothing is asked then.
     """
 
     index: int
@@ -105,15 +116,7 @@ class Draw:
     answer_from: tuple[int, ...]
     examples: tuple[QuestionAnswer, ...] = ()
     target_letter: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ParsedQuestion:
-    """A well-formed question. For multiple choice `options` holds A-D and `gold` is the letter."""
-
-    question: str
-    gold: str
-    options: tuple[str, str, str, str] | None = None
+    given: ParsedQuestion | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,7 +147,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Round:
-    """All that came of one draw. `ask` is None only when the questioner's prompt did not fit."""
+    """All that came of one draw. `ask` is None when the questioner's prompt did not fit, or the question was given."""
 
     draw: Draw
     outcome: Outcome

@@ -63,7 +63,7 @@ def test_settings_that_cannot_work(store, tmp_path, override, said):
 
 
 def test_several_faults_are_told_together(store, tmp_path):
-    code, lines = dry_run(store, tmp_path / "run", "policy.mesh.tp=3", "policy.mesh.ep=2", "algo.max_staleness=1")
+    code, lines = dry_run(store, tmp_path / "run", "policy.mesh.tp=3", "policy.mesh.ep=2", "play.votes_per_answer=0")
     assert code == 2
     assert len(lines) >= 3
 

@@ -61,7 +61,9 @@ def test_a_fitting_run_has_no_fault(check):
         ({"policy": {"mesh": {"ep": 2}}}, "policy.mesh.ep = 2: the model has no experts; leave it out"),
         ({"rollout": {"max_model_len": 8192}}, "rollout.max_model_len = 8192: the model has 4096 positions"),
         ({"rollout": {"max_model_len": 1024}}, "rollout.max_model_len = 1024: documents of"),
-        ({"algo": {"max_staleness": 1}}, "algo.max_staleness = 1: only on-policy"),
+        ({"play": {"votes_per_answer": 0}}, "play.votes_per_answer = 0: nobody votes; take verifier out of"),
+        ({"play": {"questions": "/nowhere"}}, "play.questions = /nowhere: nothing is asked; take questioner out of"),
+        ({"play": {"questions": "/nowhere"}}, "play.questions = /nowhere: there is no such file; leave it out"),
         ({"algo": {"train_roles": []}}, "algo.train_roles = (): no role is trained"),
         ({"play": {"questions_per_step": 4}}, "play.min_questions = 16: is more than play.questions_per_step = 4"),
         ({"play": {"max_draws_per_step": 9}}, "play.max_draws_per_step = 9: a step of 128 questions"),
@@ -122,5 +124,5 @@ def test_replaying_expert_choices_needs_experts_and_an_engine_that_returns_them(
 
 
 def test_several_faults_are_found_at_once(check):
-    lines = check(policy={"mesh": {"tp": 3, "pp": 3, "ep": 2}}, algo={"max_staleness": 2})
+    lines = check(policy={"mesh": {"tp": 3, "pp": 3, "ep": 2}}, play={"votes_per_answer": 0})
     assert len(lines) >= 4

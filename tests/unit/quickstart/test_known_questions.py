@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from make_questions import NUM_QUESTIONS, questions
 
-from megatron_spell.evaluation.questions import load_questions
+from megatron_spell.data.questions import load_questions
 from megatron_spell.types.documents import Document, DocumentSet
 from megatron_spell.types.play import TaskName
 

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from megatron_spell.data.questions import QuestionsError, load_questions
 from megatron_spell.evaluation.held_out import accuracy
-from megatron_spell.evaluation.questions import QuestionsError, load_questions
 from megatron_spell.types.play import TaskName
 
 GOOD = {"set_id": "s", "task": "general_qa", "question": "q?", "gold": "g"}

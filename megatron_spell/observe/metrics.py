@@ -13,7 +13,7 @@ from megatron_spell.types.batches import PackedBatch, TrainRow
 from megatron_spell.types.play import Answer, Judgment, Outcome, Role, Round, TaskName, Turn
 
 ANSWERED = (Outcome.USABLE, Outcome.UNSOLVED, Outcome.TRIVIAL)
-UNREWARDED = (Outcome.PROMPT_TOO_LONG, Outcome.SURPLUS)
+UNREWARDED = (Outcome.PROMPT_TOO_LONG, Outcome.SURPLUS, Outcome.STALE)
 
 
 def round_metrics(rounds: Sequence[Round]) -> dict[str, float]:
@@ -104,9 +104,14 @@ def _outputs(role: Role, turns: Sequence[Turn]) -> dict[str, float]:
     return metrics
 
 
-def row_metrics(rows: Sequence[TrainRow]) -> dict[str, float]:
-    """Of the rows of one optimizer step. Token counts are of rows run by themselves, prompts counted every time."""
-    metrics = {"tokens/prompt": float(sum(row.prompt_ids_T.size for row in rows))}
+def row_metrics(rows: Sequence[TrainRow], version: int) -> dict[str, float]:
+    """Of the rows of one optimizer step. Token counts are of rows run by themselves, prompts counted every time.
+
+    `version` is the policy's before the step: a row's staleness is how far its first token lies behind.
+    """
+    metrics = _mean("rows/staleness/mean", (version - row.version for row in rows))
+    metrics |= {"rows/staleness/max": float(max((version - row.version for row in rows), default=0))}
+    metrics |= {"tokens/prompt": float(sum(row.prompt_ids_T.size for row in rows))}
     metrics["tokens/trained"] = float(sum(row.response_ids_A.size for row in rows))
     for role in Role:
         of_role = [row for row in rows if row.role is role]

@@ -30,6 +30,7 @@ def assemble(rounds: Sequence[Round], algo: AlgoSection, rng: np.random.Generato
 
     `rng` chooses among failed questions and vote groups when there are more than the step takes.
     """
+    rounds = [r for r in rounds if r.outcome is not Outcome.STALE]
     groups: list[tuple[Role, TaskName, Scored]] = []
     if Role.RESPONDER in algo.train_roles:
         groups += [(Role.RESPONDER, r.draw.task, [(a.turn, a.reward) for a in r.answers_G]) for r in _usable(rounds)]

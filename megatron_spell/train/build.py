@@ -24,6 +24,7 @@ from megatron_spell.rollout.engine import Engine, EngineError
 from megatron_spell.rollout.placement import resources
 from megatron_spell.rollout.remote import RemoteEngine
 from megatron_spell.selfplay.collector import Collector
+from megatron_spell.selfplay.given import GivenQuestions
 from megatron_spell.selfplay.table import Table
 from megatron_spell.text.chat import ChatFormat
 from megatron_spell.text.tokenizer import Tokenizer
@@ -35,6 +36,7 @@ from megatron_spell.train.memory import MemoryWatch
 from megatron_spell.train.refresh import Refresh
 from megatron_spell.train.run import Run
 from megatron_spell.train.run_folder import RunFolder
+from megatron_spell.types.play import Draw
 
 CACHED_SETS = 256
 
@@ -76,7 +78,7 @@ def build_run(config: RunConfig, crew: Crew) -> Run:
         crew=crew,
         table=table,
         curriculum=curriculum,
-        collector=Collector(table, curriculum, config.play),
+        collector=Collector(table, draws_of(config, store, curriculum), config.play, config.algo.max_staleness),
         refresh=Refresh(config, crew, fleet, background, host, console.print),
         questions=load_questions(config.evaluation.questions) if config.evaluation.questions else [],
         memory=memory,
@@ -101,6 +103,14 @@ def build_table(config: RunConfig, store: TokenStore, engine: Engine) -> Table:
 def catalog(store: TokenStore) -> Catalog:
     """The training sets of a store, as the curriculum sees them."""
     return Catalog(tuple(SetEntry(set_id, store.document_lengths(set_id)) for set_id in store.set_ids("train")))
+
+
+def draws_of(config: RunConfig, store: TokenStore, curriculum: Curriculum) -> Callable[[int], Draw]:
+    """What is played, by number: the curriculum's draws, or the questions of `play.questions`."""
+    if config.play.questions is None:
+        return curriculum.draw
+    num_documents = {entry.set_id: len(entry.document_tokens) for entry in catalog(store).sets}
+    return GivenQuestions(load_questions(config.play.questions), num_documents, config.seed).draw
 
 
 async def _start_fleet(config: RunConfig, cluster: RayCluster, tell: Callable[[str], None]) -> Fleet:

@@ -14,11 +14,11 @@ def train(run: Run) -> None:
     run.evaluate_once("before")
     while run.step < run.config.steps:
         with span("step", step=run.step + 1):
-            taken = run.collect()  # strictly on-policy: the rounds of a step are played by its own weights
+            taken = run.collect()  # on-policy: played by the step's own weights; else at most max_staleness behind
             batch = run.assemble(taken)
             report = run.update(batch)
             run.publish(version=run.step + 1)
-            run.curriculum.observe(taken.rounds)
+            run.observe(taken)
         run.record(taken, batch, report)
         run.save_if_due()
         run.evaluate_if_due()

@@ -98,9 +98,21 @@ class Run:
         spans.seconds()  # what happened before the first step belongs to no step
 
     def collect(self) -> Taken:
+        """The rounds of the next step. With `algo.max_staleness` later ones go on being played after it."""
+        num_later = self.config.steps - self.step - 1
         progress = CollectProgress(self.step + 1, self.config.play.questions_per_step, self.console)
         with spans.span("collect", step=self.step + 1), progress:
-            return self.refresh.while_playing(self.collector.take(progress.round_ended), self.step)
+            taking = self.collector.take(self.step, num_later, progress.round_ended)
+            return self.refresh.while_playing(taking, self.step)
+
+    def observe(self, taken: Taken) -> None:
+        """Let the curriculum take in the step's rounds; given questions do not move it."""
+
+        async def observe() -> None:
+            self.curriculum.observe(taken.rounds)
+
+        if self.config.play.questions is None:
+            self.background.run(observe())  # where rounds that are still being begun draw from it
 
     def assemble(self, taken: Taken) -> Batch:
         """Rows and bins of the step. Raises NothingToTrain."""
@@ -143,7 +155,8 @@ class Run:
         metrics = {
             **round_metrics(taken.rounds),
             "rounds/outcome/surplus": float(taken.num_surplus),
-            **row_metrics(batch.rows),
+            "rounds/waiting": float(taken.num_waiting),
+            **row_metrics(batch.rows, version=self.step - 1),
             **packing_metrics(batch.packed),
             **report.metrics(),
             **self.curriculum.metrics(),

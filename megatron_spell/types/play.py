@@ -162,3 +162,11 @@ class Round:
     def solve_rate(self) -> float:
         """Mean answer reward; 0 when nothing was answered."""
         return float(np.mean([a.reward for a in self.answers_G])) if self.answers_G else 0.0
+
+    @property
+    def oldest_version(self) -> int | None:
+        """Of the weights that wrote the oldest words that can be trained on; None when nothing was said."""
+        asked = [self.ask] if self.ask else []
+        judged = [judgment.turn for answer in self.answers_G for judgment in answer.judgments_V]
+        turns = [*asked, *(answer.turn for answer in self.answers_G), *judged]
+        return min((turn.completion.version for turn in turns), default=None)

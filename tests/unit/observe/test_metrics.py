@@ -96,7 +96,7 @@ def test_rows_by_role():
         make_row(Role.RESPONDER, 0, 5, -0.5),
         make_row(Role.VERIFIER, 1, 2, 2.0),
     ]
-    metrics = row_metrics(rows)
+    metrics = row_metrics(rows, version=3)
     assert [metrics[f"{role}/rows"] for role in Role] == [0, 2, 1]
     assert [metrics[f"{role}/groups"] for role in Role] == [0, 1, 1]
     assert metrics["responder/advantage/abs_mean"] == 0.75

@@ -52,7 +52,7 @@ def make_run(model: Path, folder: Path, **checkpoint) -> Run:
         "folder": folder_,
         "crew": Crew(member, wait_s=30),
         "curriculum": curriculum,
-        "collector": Collector(None, curriculum, config.play),
+        "collector": Collector(None, curriculum.draw, config.play),
         "console": Console(file=io.StringIO(), width=400),
     }
     return Run(**(untouched | parts))

@@ -55,7 +55,7 @@ class Collector:
         self._begun: deque[asyncio.Task[Round]] = deque()  # not taken yet, in the order of their draws
         self._next_draw = 0  # of the first of them
         self._limit = 0  # this draw and later ones are not begun
-        self._wanted = 0  # usable rounds that those begun should bring
+        self._wanted = self._wanted_later = 0  # usable rounds that those begun should bring: this step's, all others'
         self._usable_share = 0.5  # moving estimate, for how many rounds to begin ahead
 
     async def take(
@@ -76,7 +76,7 @@ class Collector:
         missing = quota
         try:
             while missing and len(rounds) < self._play.max_draws_per_step:
-                self._want(missing + num_ahead * quota)
+                self._want(missing, num_ahead * quota)
                 rounds.append(await self._next(version))
                 missing -= rounds[-1].outcome == Outcome.USABLE
                 round_ended(rounds[-1].outcome, self.num_running)
@@ -86,12 +86,12 @@ class Collector:
             await self.stop()
             raise
         num_surplus = 0 if num_ahead else await self.stop()
-        self._want(num_ahead * quota)
+        self._want(0, num_ahead * quota)
         return Taken(tuple(rounds), num_surplus, len(self._begun))
 
     async def stop(self) -> int:
         """Abort every round not taken yet; their number. Their draws come first when something is taken again."""
-        self._wanted = 0
+        self._wanted = self._wanted_later = 0
         stopped, self._begun = self._begun, deque()
         for task in stopped:
             task.cancel()
@@ -121,8 +121,8 @@ class Collector:
         is_stale = oldest is not None and version - oldest > self._max_staleness
         return replace(played, outcome=Outcome.STALE) if is_stale else played
 
-    def _want(self, wanted: int) -> None:
-        self._wanted = wanted
+    def _want(self, now: int, later: int) -> None:
+        self._wanted, self._wanted_later = now, later
         self._fill()
 
     def _fill(self) -> None:
@@ -133,7 +133,10 @@ class Collector:
             task.add_done_callback(lambda _: self._fill())
 
     def _needs_more(self) -> bool:
-        """Whether the rounds begun are likely (by one standard deviation) to bring fewer usable ones than wanted."""
+        """Whether the rounds begun may well bring fewer usable ones than wanted.
+
+        By one standard deviation: this step is to be filled, and what is played for later ones is not to grow stale.
+        """
         ended = [task for task in self._begun if task.done()]
         if any(task.cancelled() or task.exception() for task in ended):
             return False  # that is raised when its turn comes; to begin more would only repeat it
@@ -142,7 +145,9 @@ class Collector:
             return False
         share = max(self._usable_share, LEAST_USABLE_SHARE)
         expected = num_running * share + sum(task.result().outcome == Outcome.USABLE for task in ended)
-        return expected - math.sqrt(num_running * share * (1 - share)) < self._wanted
+        spread = math.sqrt(num_running * share * (1 - share))
+        is_short = self._wanted > 0 and expected - spread < self._wanted
+        return is_short or expected + spread < self._wanted + self._wanted_later
 
     def _shortage(self, rounds: list[Round], num_usable: int) -> str:
         ended = {outcome: sum(r.outcome == outcome for r in rounds) for outcome in Outcome}

@@ -131,3 +131,17 @@ def test_groups_are_numbered_apart_and_adjacent(usable, failed):
 def test_the_choice_depends_on_the_seed_only(usable, failed):
     one, same = (assemble([*usable, *failed], AlgoSection(), np.random.default_rng(3)) for _ in range(2))
     assert all(np.array_equal(a.response_ids_A, b.response_ids_A) for a, b in zip(one, same))
+
+
+def test_rounds_that_grew_stale_are_not_trained_on(usable, failed):
+    stale = [replace(r, outcome=Outcome.STALE) for r in [*usable, *failed]]
+    assert assemble(stale, AlgoSection(), np.random.default_rng(0)) == []
+    with_fresh = assemble([*usable, *stale], AlgoSection(), np.random.default_rng(0))
+    alone = assemble(usable, AlgoSection(), np.random.default_rng(0))
+    assert [(row.role, row.group, row.reward) for row in with_fresh] == [(r.role, r.group, r.reward) for r in alone]
+
+
+def test_without_the_rules_say_the_verifier_also_learns_from_votes_against_it(folder):
+    against = play(folder, Script(votes=["[[YES]]"] * 6 + ["[[NO]]"] * 2), 0)
+    assert rows_of([against], Role.VERIFIER) == []
+    assert len(rows_of([against], Role.VERIFIER, verifier_needs_rule=False)) == 8

@@ -48,6 +48,9 @@ def _play(config: RunConfig) -> Iterator[str]:
         yield "data.task_weights: every task has weight 0; give at least one a positive weight"
     if play.votes_per_answer == 0 and Role.VERIFIER in config.algo.train_roles:
         yield _fault(config, "play.votes_per_answer", "nobody votes", "take verifier out of algo.train_roles")
+    if play.full_votes_share == 0 and Role.VERIFIER in config.algo.train_roles:
+        why = "no group would have all the votes that training takes"
+        yield _fault(config, "play.full_votes_share", why, "raise it, or take verifier out of algo.train_roles")
     if play.questions is not None and Role.QUESTIONER in config.algo.train_roles:
         yield _fault(config, "play.questions", "nothing is asked", "take questioner out of algo.train_roles")
     if not config.algo.train_roles:

@@ -52,7 +52,12 @@ class PlaySection(Section):
     ground_samples: NonNegativeInt = 4  # k blind answers; 0 switches the ground check off
     ground_margin: Fraction = 0.25  # ungrounded when the blind solve rate reaches guess rate + margin
     max_answer_tokens: PositiveInt = 40  # a longer reference answer is unusable
-    judge_right_share: Fraction = 0.25  # rounds in which a right answer is judged too, so that the verifier sees both
+    full_votes_share: Fraction | None = (
+        None  # rounds with all V votes; others ask no more once settled; null: what verifier_groups_per_step needs
+    )
+    judge_right_share: Fraction = (
+        0.25  # of those rounds, the ones in which a right answer is judged too, so that the verifier sees both
+    )
     templates: Path | None = None  # folder of templates; None: the package's own
     questions: Path | None = (
         None  # JSONL of known questions (as evaluation.questions) to play instead of asking: RL from given answers

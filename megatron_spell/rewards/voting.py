@@ -23,6 +23,14 @@ def settled(votes_so_far: Votes, num_total: int) -> bool:
     return num_left <= 0 or num_yes > num_no + num_left or num_no >= num_yes + num_left
 
 
+def least_to_settle(votes_so_far: Votes, num_total: int) -> int:
+    """The least number of further votes that can settle the majority, 0 when it is settled: all yes, or all no."""
+    for more in range(num_total - len(votes_so_far)):
+        if any(settled([*votes_so_far, *[vote] * more], num_total) for vote in (True, False)):
+            return more
+    return max(0, num_total - len(votes_so_far))
+
+
 def judgment_rewards(votes: Votes) -> list[float]:
     """1 for each vote that agrees with the majority, 0 for the others and for those that could not be read."""
     decided = majority(votes)

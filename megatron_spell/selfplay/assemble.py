@@ -79,8 +79,12 @@ def _vote_groups(
 
 
 def _trainable_votes(played: Round, needs_rule: bool) -> list[tuple[Judgment, ...]]:
-    """The distinct vote groups of a round that the verifier may learn from."""
-    distinct = {a.parsed: a for a in played.answers_G if a.judgments_V}
+    """The distinct vote groups of a round that the verifier may learn from.
+
+    Where asking ended with the majority settled no group is, also when that took all votes: those are the close calls,
+    and what agreed more was cut before its first vote against the majority could come.
+    """
+    distinct = {a.parsed: a for a in played.answers_G if a.judgments_V and not a.stop_when_settled}
     return [
         a.judgments_V
         for a in distinct.values()

@@ -134,7 +134,8 @@ class Answer:
 
     `rule` is the scorer's 0/1 verdict; `majority` the verifier's (None when not asked or not settled);
     `reward` is max(rule, majority). `judgments_V` is empty where votes could not change anything, and shared
-    (the same tuple) between answers of a group that parsed to the same text.
+    (the same tuple) between answers of a group that parsed to the same text. `stop_when_settled` says that asking was
+    to end with the majority settled: such votes give the majority of all, but are no fair sample to train on.
     """
 
     turn: Turn
@@ -143,6 +144,7 @@ class Answer:
     majority: float | None = None
     reward: float = 0.0
     judgments_V: tuple[Judgment, ...] = ()
+    stop_when_settled: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

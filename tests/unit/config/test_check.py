@@ -62,6 +62,7 @@ def test_a_fitting_run_has_no_fault(check):
         ({"rollout": {"max_model_len": 8192}}, "rollout.max_model_len = 8192: the model has 4096 positions"),
         ({"rollout": {"max_model_len": 1024}}, "rollout.max_model_len = 1024: documents of"),
         ({"play": {"votes_per_answer": 0}}, "play.votes_per_answer = 0: nobody votes; take verifier out of"),
+        ({"play": {"full_votes_share": 0}}, "play.full_votes_share = 0.0: no group would have all the votes that"),
         ({"play": {"questions": "/nowhere"}}, "play.questions = /nowhere: nothing is asked; take questioner out of"),
         ({"play": {"questions": "/nowhere"}}, "play.questions = /nowhere: there is no such file; leave it out"),
         ({"algo": {"train_roles": []}}, "algo.train_roles = (): no role is trained"),

@@ -121,7 +121,7 @@ def test_votes_stop_early_only_when_the_verifier_is_not_trained(folder):
     trained = play(folder, Script())
     settled = play(folder, Script(), config=make_config(folder, algo={"train_roles": ["responder", "questioner"]}))
     num_votes = [max(len(a.judgments_V) for a in played.answers_G) for played in (trained, settled)]
-    assert num_votes == [8, 5]
+    assert num_votes == [8, 4]
     assert settled.solve_rate == trained.solve_rate
 
 
@@ -153,7 +153,7 @@ def test_engine_errors_come_through(folder):
 
 
 def test_a_round_is_the_same_when_it_is_played_again(folder):
-    seeds = []
+    samples = []
 
     def listen(role, prompt, sample):
         return Script()(role, prompt, sample)
@@ -163,11 +163,11 @@ def test_a_round_is_the_same_when_it_is_played_again(folder):
         generate = table.engine.generate
 
         async def noting(prompt_ids_T, spec, *, key=None, generate=generate):
-            seeds.append((len(prompt_ids_T), spec.seed))
+            samples.append((len(prompt_ids_T), spec.seed, spec.first))
             return await generate(prompt_ids_T, spec, key=key)
 
         object.__setattr__(table, "engine", type("Noting", (), {"generate": staticmethod(noting)})())
         asyncio.run(play_round(DRAW, table))
-    half = len(seeds) // 2
-    assert seeds[:half] == seeds[half:]
-    assert len({seed for _, seed in seeds}) == half
+    half = len(samples) // 2
+    assert samples[:half] == samples[half:]
+    assert len({sample[1:] for sample in samples}) == half

@@ -2,7 +2,7 @@ from itertools import product
 
 import pytest
 
-from megatron_spell.rewards.voting import judgment_rewards, majority, settled, trainable
+from megatron_spell.rewards.voting import judgment_rewards, least_to_settle, majority, settled, trainable
 
 Y, N, X = True, False, None
 
@@ -34,6 +34,17 @@ def test_settled_means_that_no_continuation_changes_the_majority(num_total):
         for given in product([Y, N, X], repeat=num_given):
             outcomes = {majority((*given, *rest)) for rest in product([Y, N, X], repeat=num_total - num_given)}
             assert settled(given, num_total) == (len(outcomes) == 1), given
+
+
+@pytest.mark.parametrize("num_total", [0, 1, 2, 3, 4, 5])
+def test_the_least_that_can_settle_can_and_less_cannot(num_total):
+    for num_given in range(num_total + 1):
+        for given in product([Y, N, X], repeat=num_given):
+            least = least_to_settle(given, num_total)
+            assert (least == 0) == settled(given, num_total)
+            for more in range(num_total - num_given + 1):
+                can = any(settled((*given, *rest), num_total) for rest in product([Y, N, X], repeat=more))
+                assert can == (more >= least), (given, more)
 
 
 def test_votes_that_agree_with_the_majority_earn_one():

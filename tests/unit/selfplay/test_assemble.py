@@ -116,6 +116,16 @@ def test_unanimous_wrong_tied_and_unparsable_vote_groups_are_left_out(folder, vo
     assert rows_of([play(folder, Script(votes=votes), 0)], Role.VERIFIER) == []
 
 
+def test_vote_groups_whose_asking_was_to_end_early_are_left_out_also_when_it_did_not(usable):
+    stopping = [
+        replace(played, answers_G=tuple(replace(a, stop_when_settled=True) for a in played.answers_G))
+        for played in usable
+    ]
+    assert [len(a.judgments_V) for a in stopping[0].answers_G] == [0, 8] * 4
+    assert rows_of(stopping, Role.VERIFIER) == [] and rows_of(usable, Role.VERIFIER)
+    assert len({row.group for row in rows_of([stopping[0], usable[1]], Role.VERIFIER)}) == 1
+
+
 def test_roles_that_are_not_trained_have_no_rows(usable, failed):
     rows = assemble([*usable, *failed], AlgoSection(train_roles=(Role.QUESTIONER,)), np.random.default_rng(0))
     assert {row.role for row in rows} == {Role.QUESTIONER}

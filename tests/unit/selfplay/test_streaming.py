@@ -239,8 +239,8 @@ def played_at(table: Table, draw: Draw, words: int, pace: int, **sections):
 def test_a_round_is_the_same_whatever_comes_first(table):
     outcomes, full = set(), set()
     for draw in DRAWS:
-        for words in range(6):
-            rounds = [played_at(table, draw, words, pace)[0] for pace in range(5)]
+        for words in range(4):
+            rounds = [played_at(table, draw, words, pace)[0] for pace in range(4)]
             assert all(plain(played) == plain(rounds[0]) for played in rounds[1:]), (draw, words)
             outcomes.add(rounds[0].outcome)
             full |= {not a.stop_when_settled for a in rounds[0].answers_G if a.judgments_V}

@@ -16,8 +16,8 @@ MIN_QUESTIONS = 5  # in a bucket, for it to have a say in the longest usable len
 
 
 @dataclass(frozen=True, slots=True)
-class Accuracy:
-    """Mean over questions of the share of right samples, with a 95 % bootstrap interval over questions."""
+class Estimate:
+    """A mean over questions, with its interval."""
 
     mean: float
     low: float
@@ -35,13 +35,13 @@ class UsableLength:
     at_least: bool
 
 
-def accuracy(shares: Sequence[float]) -> Accuracy:
+def accuracy(shares: Sequence[float]) -> Estimate:
     """Raises ValueError when there is no question."""
     values = np.asarray(shares, dtype=np.float64)
     if not values.size:
         raise ValueError("accuracy of no questions")
     low, high = _interval(values[_resamples(values.size)].mean(axis=1))
-    return Accuracy(float(values.mean()), low, high, int(values.size))
+    return Estimate(float(values.mean()), low, high, int(values.size))
 
 
 def pass_at(num_right: int, num_samples: int, k: int) -> float:
@@ -65,22 +65,31 @@ def bucket(num_tokens: int) -> int:
     return max(SHORTEST_BUCKET, 1 << max(num_tokens - 1, 0).bit_length())
 
 
-def usable_length(shares: Sequence[float], num_tokens: Sequence[int], usable: float) -> UsableLength:
+def usable_length(shares: Sequence[float], num_tokens: Sequence[int], usable: float) -> UsableLength | None:
     """The longest length at which accuracy still is `usable`, with every shorter one usable too.
 
     A bucket stands at the geometric mean of its questions' lengths; buckets of fewer than MIN_QUESTIONS questions have
     no say. Between the last usable bucket and the next, which is not, accuracy is taken as linear in log length, and
     the length is where it crosses `usable`. 0 when the shortest bucket is not usable; the place of the longest, as a
-    lower bound, when all are.
+    lower bound, when all are; None when no bucket has a say.
     """
     found = _LengthFinder(num_tokens, usable)
+    if not found.places.size:
+        return None
     values = np.asarray(shares, dtype=np.float64)
     low, high = _interval(found.of_draws(values, _resamples(values.size)))
     tokens = found.tokens(found.means(values[None])[0])
-    return UsableLength(tokens, low, high, at_least=bool(found.places.size) and tokens == found.places[-1])
+    return UsableLength(tokens, low, high, at_least=tokens == float(found.places[-1]))
 
 
-def paired(before: Sequence[float], after: Sequence[float]) -> Accuracy:
+def usable_text(length: UsableLength | None) -> str:
+    """For a reader."""
+    if length is None:
+        return f"unknown (no bucket has {MIN_QUESTIONS} questions)"
+    return f"{'at least ' if length.at_least else ''}{length.tokens:.0f} tokens"
+
+
+def paired(before: Sequence[float], after: Sequence[float]) -> Estimate:
     """The mean change of the same questions' shares, with its interval over the questions.
 
     Raises ValueError when they are not as many.
@@ -92,14 +101,16 @@ def paired(before: Sequence[float], after: Sequence[float]) -> Accuracy:
 
 def paired_usable_length(
     before: Sequence[float], after: Sequence[float], num_tokens: Sequence[int], usable: float
-) -> tuple[float, float, float]:
-    """(change of the longest usable length, low, high): both are found on the same draws of questions."""
+) -> Estimate | None:
+    """The change of the longest usable length, in tokens: both lengths are found on the same draws of questions."""
     found = _LengthFinder(num_tokens, usable)
+    if not found.places.size:
+        return None
     first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     draws = _resamples(first.size)
     low, high = _interval(found.of_draws(second, draws) - found.of_draws(first, draws))
     change = found.tokens(found.means(second[None])[0]) - found.tokens(found.means(first[None])[0])
-    return change, low, high
+    return Estimate(change, low, high, int(first.size))
 
 
 class _LengthFinder:
@@ -112,7 +123,7 @@ class _LengthFinder:
         self._usable = usable
 
     def means(self, shares_R_Q: np.ndarray, counts_R_Q: np.ndarray | None = None) -> np.ndarray:
-        """Accuracy in every bucket, [R, buckets]; NaN where a draw holds none of a bucket's questions."""
+        """Estimate in every bucket, [R, buckets]; NaN where a draw holds none of a bucket's questions."""
         counts_R_Q = np.ones_like(shares_R_Q) if counts_R_Q is None else counts_R_Q
         with np.errstate(invalid="ignore"):
             return (counts_R_Q * shares_R_Q) @ self._members.T / (counts_R_Q @ self._members.T)
@@ -120,7 +131,7 @@ class _LengthFinder:
     def tokens(self, means: np.ndarray) -> float:
         places, means = self.places[np.isfinite(means)], means[np.isfinite(means)]
         failing = np.flatnonzero(means < self._usable)
-        if not places.size or (failing.size and failing[0] == 0):
+        if not places.size or 0 in failing:
             return 0.0
         if not failing.size:
             return float(places[-1])

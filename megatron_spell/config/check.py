@@ -21,7 +21,7 @@ PROMPT_OVERHEAD_TOKENS = 64  # chat template, instructions and question, at the 
 
 def violations(config: RunConfig, *, on_cpu: bool = True) -> list[str]:
     """One line per broken rule, each naming field, value and way out; empty when the run can start."""
-    faults = [*_play(config), *_lengths(config), *_files(config)]
+    faults = [*_play(config), *_lengths(config), *_watch(config), *_files(config)]
     faults += [*_backend(config, on_cpu), *option_faults(config.policy, on_cpu=on_cpu)]
     try:
         shape = ModelShape.load(config.model.path)
@@ -81,6 +81,12 @@ def _backend(config: RunConfig, on_cpu: bool) -> Iterator[str]:
     if config.policy.backend == "transformer_engine" and (on_cpu or find_spec("transformer_engine") is None):
         why = "there is no GPU here" if on_cpu else "Transformer Engine is not installed here"
         yield _fault(config, "policy.backend", why, "use auto or local")
+
+
+def _watch(config: RunConfig) -> Iterator[str]:
+    if config.watch.min_surprisal >= config.watch.max_surprisal:
+        why = f"is not under watch.max_surprisal = {config.watch.max_surprisal}"
+        yield _fault(config, "watch.min_surprisal", why, "lower it")
 
 
 def _files(config: RunConfig) -> Iterator[str]:

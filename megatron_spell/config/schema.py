@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from megatron_spell.layout.engine_mesh import EngineMesh
 from megatron_spell.layout.mesh import Mesh
 from megatron_spell.types.play import Role, TaskName
+from megatron_spell.types.signs import Sign
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -299,10 +300,33 @@ class TrustSection(Section):
     max_masked_share: Fraction = 0.5  # of the step's tokens, masked by algo.importance; beyond it the run stops
 
 
+class WatchSection(Section):
+    """Signs of collapse, explained in docs/debugging.md; a ratio is to the mean of the run's first steps."""
+
+    patience: PositiveInt = 3  # steps in a row that a sign must show before it is told
+    first_steps: PositiveInt = 5  # whose mean the ratios are to
+    actions: dict[Sign, Literal["warn", "stop", "off"]] = {}  # by sign; one that is not named warns
+    min_surprisal: NonNegativeFloat = 0.005  # entropy_low: nats a token, of questioner and responder
+    min_surprisal_ratio: Fraction = 0.2  # entropy_fell: of the same
+    max_surprisal: PositiveFloat = 3.0  # entropy_high: nats a token, of any role
+    min_output_ratio: Fraction = 0.25  # output_short: mean output tokens of a role
+    max_unfinished_share: Fraction = 0.5  # output_unfinished: outputs of a role that ran into sampling.max_tokens
+    max_yes_share: Fraction = 0.95  # always_yes: of all votes
+    min_yes_on_accepted: Fraction = 0.1  # always_no: of votes on answers that the rule accepts
+    max_yes_on_refused: Fraction = 0.5  # yes_against_rule: of votes on answers that the rule refuses
+    max_repeated_share: Fraction = 0.3  # repeated_questions: questions nearly asked before on the same set
+    max_repeated_elsewhere_share: Fraction = 0.3  # same_question_everywhere: nearly asked on another set in this step
+    max_reward_against_rule: Fraction = 0.5  # reward_against_rule: rewarded answers that only the votes accept
+    min_usable_ratio: Fraction = 0.25  # usable_fell: rounds that are usable
+    min_rows: PositiveInt = 1  # no_signal: rows of a role that is trained
+    remembered_questions: PositiveInt = 4096  # of the latest steps, compared with new ones on the same set
+
+
 class EvaluationSection(Section):
     questions: Path | None = None  # JSONL: set_id, task, question, gold; asked before and after training
     samples: PositiveInt = 8  # of each question
     every: NonNegativeInt = 0  # also every so many steps; 0: only before and after
+    usable_accuracy: Annotated[float, Field(gt=0, le=1)] = 0.5  # least accuracy at a length that the model can use
 
 
 class CheckpointSection(Section):
@@ -338,6 +362,7 @@ class RunConfig(Section):
     bridge: BridgeSection = BridgeSection()
     cluster: ClusterSection = ClusterSection()
     trust: TrustSection = TrustSection()
+    watch: WatchSection = WatchSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     observe: ObserveSection = ObserveSection()

@@ -29,9 +29,14 @@ def similarity(a: str, b: str) -> float:
     """
     if a.casefold().split() == b.casefold().split():
         return 1.0
-    words_a, words_b = set(_WORD.findall(a.casefold())), set(_WORD.findall(b.casefold()))
+    words_a, words_b = word_set(a), word_set(b)
     union = words_a | words_b
     return len(words_a & words_b) / len(union) if union else 0.0
+
+
+def word_set(text: str) -> frozenset[str]:
+    """The different words of a text, case ignored; single characters of scripts that are written without spaces."""
+    return frozenset(_WORD.findall(text.casefold()))
 
 
 class HistoryMemory:

@@ -21,7 +21,9 @@ def round_metrics(rounds: Sequence[Round]) -> dict[str, float]:
 
     Shares are of 1. `verifier/agreement/mean` is the share of an answer's valid votes that are its majority's, and
     `verifier/rule_agreement/mean` the share of answers whose majority is the rule's verdict; votes that several answers
-    share count once.
+    share count once. `<role>/surprisal/mean` is the mean -log-probability, in nats at temperature 1, that the engine
+    gave to the tokens which the role wrote: it estimates the entropy where sampling is at temperature 1 with top-p 1;
+    colder sampling makes it smaller than that.
     """
     metrics = {"rounds/count": float(len(rounds))}
     outcomes = Counter(played.outcome for played in rounds)
@@ -68,6 +70,8 @@ def _responder(rounds: Sequence[Round]) -> dict[str, float]:
     metrics = _mean("responder/reward/mean", (answer.reward for answer in answers))
     metrics |= _mean("responder/rule/mean", (answer.rule for answer in answers))
     metrics |= _mean("responder/unparsable/share", (answer.parsed is None for answer in answers))
+    rewarded = [answer for answer in answers if answer.reward > 0]
+    metrics |= _mean("responder/reward_against_rule/share", (answer.rule == 0 for answer in rewarded))
     metrics |= _mean("responder/solve_rate/mean", (played.solve_rate for played in answered))
     for task in TaskName:
         of_task = (played.solve_rate for played in answered if played.draw.task is task)
@@ -81,6 +85,10 @@ def _verifier(rounds: Sequence[Round]) -> dict[str, float]:
     metrics = {"verifier/votes": float(len(votes))}
     metrics |= _mean("verifier/unparsable/share", (vote is None for vote in votes))
     metrics |= _mean("verifier/yes/share", (vote for vote in votes if vote is not None))
+    for name, verdict in (("refused", 0), ("accepted", 1)):
+        of_verdict = [judgments for answer, judgments in groups if answer.rule == verdict]
+        readable = (judgment.vote for judgments in of_verdict for judgment in judgments if judgment.vote is not None)
+        metrics |= _mean(f"verifier/yes_on_{name}/share", readable)
     metrics |= _mean("verifier/reward/mean", (judgment.reward for _, judgments in groups for judgment in judgments))
     metrics |= _mean("verifier/agreement/mean", filter(None, (_agreement(judgments) for _, judgments in groups)))
     judged = [answer for answer, _ in groups if answer.majority is not None]
@@ -99,6 +107,9 @@ def _outputs(role: Role, turns: Sequence[Turn]) -> dict[str, float]:
     metrics |= _mean(f"{role}/output_tokens/mean", lengths)
     if lengths:
         metrics[f"{role}/output_tokens/max"] = float(max(lengths))
+    if sum(lengths):
+        total = -sum(float(turn.completion.log_probs_T.sum(dtype=np.float64)) for turn in turns)
+        metrics[f"{role}/surprisal/mean"] = total / sum(lengths)
     metrics |= _mean(f"{role}/prompt_tokens/mean", (turn.prompt_ids_T.size for turn in turns))
     metrics |= _mean(f"{role}/unfinished/share", (turn.completion.finish_reason == "length" for turn in turns))
     return metrics

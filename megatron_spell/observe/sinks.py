@@ -68,6 +68,15 @@ class Sinks:
         for sink in self._sinks:
             sink.write(step, metrics)
 
+    def write_aside(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Figures of the weights after `step` that are kept elsewhere (evaluations.jsonl): TensorBoard alone has them.
+
+        `step` may have been written, and may come before the first one.
+        """
+        for sink in self._sinks:
+            if isinstance(sink, TensorBoardSink):
+                sink.write(step, metrics)
+
     def close(self) -> None:
         for sink in self._sinks:
             sink.close()

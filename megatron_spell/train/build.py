@@ -36,6 +36,7 @@ from megatron_spell.train.memory import MemoryWatch
 from megatron_spell.train.refresh import Refresh
 from megatron_spell.train.run import Run
 from megatron_spell.train.run_folder import RunFolder
+from megatron_spell.train.watch import CollapseWatch
 from megatron_spell.types.play import Draw
 
 CACHED_SETS = 256
@@ -82,6 +83,7 @@ def build_run(config: RunConfig, crew: Crew) -> Run:
         refresh=Refresh(config, crew, fleet, background, host, console.print),
         questions=load_questions(config.evaluation.questions) if config.evaluation.questions else [],
         memory=memory,
+        watch=CollapseWatch(config, console.print),
         background=background,
         console=console,
         shut=shut,

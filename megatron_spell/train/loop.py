@@ -7,8 +7,8 @@ from megatron_spell.train.run import Run
 def train(run: Run) -> None:
     """Take `config.steps` optimizer steps, beginning where the newest whole checkpoint of the run folder stands.
 
-    Raises what ends a run early: TrustError, NotEnoughQuestions, EngineError, TimeoutError. The run folder then holds
-    everything up to the last whole checkpoint, and the next start goes on from there.
+    Raises what ends a run early: TrustError, Collapsed, NotEnoughQuestions, EngineError, TimeoutError. The run folder
+    then holds everything up to the last whole checkpoint, and the next start goes on from there.
     """
     run.restore()
     run.evaluate_once("before")
@@ -21,6 +21,7 @@ def train(run: Run) -> None:
             run.observe(taken)
         run.record(taken, batch, report)
         run.save_if_due()
+        run.watch.stop_if_collapsed()
         run.evaluate_if_due()
     run.evaluate_once("after")
     run.settle_save()

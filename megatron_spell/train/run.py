@@ -34,6 +34,7 @@ from megatron_spell.train.refresh import Refresh, Refreshed
 from megatron_spell.train.run_folder import RunFolder, write_json
 from megatron_spell.train.saved_state import SavedState
 from megatron_spell.train.summary import summarise, summary_table
+from megatron_spell.train.watch import CollapseWatch
 from megatron_spell.types.batches import PackedBatch, TrainRow
 from megatron_spell.types.seeds import stream_seed
 
@@ -61,6 +62,7 @@ class Run:
     refresh: Refresh
     questions: list[KnownQuestion]
     memory: MemoryWatch
+    watch: CollapseWatch
     background: Background
     console: Console
     shut: Callable[[], None]
@@ -90,6 +92,7 @@ class Run:
             self.crew.call("load", checkpoint / "policy")
             self.curriculum.load_state(state.curriculum)
             self.collector.load_state(state.collector)
+            self.watch.load_state(state.watch)
             self.step = state.step
             self.console.print(f"going on after step {state.step} from {checkpoint}")
         write_whole(self.folder.evaluations, (json_line(e) for e in self.evaluations() if e["step"] <= self.step))
@@ -164,6 +167,7 @@ class Run:
             **spans.seconds(),
             "memory/peak_gib": self.memory.peak_gib,
         }
+        metrics |= self.watch.observe(taken.rounds, metrics)
         if self.sinks is not None:
             self.sinks.write(self.step, metrics)
         spans.write_trace(self.folder.trace)
@@ -185,11 +189,9 @@ class Run:
             result = self.refresh.while_playing(evaluate(self.questions, self.table), self.step)
         entry = {"when": when, "step": self.step, **asdict(result)}
         write_whole(self.folder.evaluations, [json_line(e) for e in [*self.evaluations(), entry]])
-        overall = result.overall
-        self.console.print(
-            f"held-out accuracy {when}: {overall.mean:.1%} (95 % interval {overall.low:.1%} to {overall.high:.1%},"
-            f" {overall.num_questions} questions, {result.num_samples} samples each)"
-        )
+        if self.sinks is not None:
+            self.sinks.write_aside(self.step, result.metrics())
+        self.console.print(f"held-out accuracy {when}: {result.line()}")
 
     def evaluations(self) -> list[dict]:
         path = self.folder.evaluations
@@ -203,7 +205,9 @@ class Run:
             with spans.span("save", step=self.step):
                 self.settle_save()  # before it is begun: beginning removes what is not whole
                 folder = self.checkpoints.begin(self.step)
-                SavedState(self.step, self.curriculum.state(), self.collector.state()).save(folder, self.config)
+                SavedState(self.step, self.curriculum.state(), self.collector.state(), self.watch.state()).save(
+                    folder, self.config
+                )
                 self.saving = self.crew.call("save", self.step, self.checkpoints)
 
     def settle_save(self) -> None:

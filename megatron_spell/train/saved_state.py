@@ -1,7 +1,7 @@
 """What a checkpoint holds beside the policy: where the run stands, and which run it is."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from megatron_spell.config.model_shape import ModelShape
@@ -16,11 +16,12 @@ FIELDS = {"seed", "shape", "step", "curriculum", "collector"}
 
 @dataclass(frozen=True, slots=True)
 class SavedState:
-    """`step` optimizer steps are done; `curriculum` and `collector` are their state() records."""
+    """`step` optimizer steps are done; `curriculum`, `collector` and `watch` are their state() records."""
 
     step: int
     curriculum: dict
     collector: dict
+    watch: dict = field(default_factory=dict)  # empty in checkpoints of runs that had none
 
     def save(self, folder: Path, config: RunConfig) -> None:
         identity = {"format": FORMAT, "seed": config.seed, "shape": asdict(ModelShape.load(config.model.path))}
@@ -29,7 +30,9 @@ class SavedState:
     @classmethod
     def load(cls, folder: Path) -> "SavedState":
         raw = _read(folder)
-        return cls(step=raw["step"], curriculum=raw["curriculum"], collector=raw["collector"])
+        return cls(
+            step=raw["step"], curriculum=raw["curriculum"], collector=raw["collector"], watch=raw.get("watch", {})
+        )
 
 
 def find_mismatch(checkpoint: Path, config: RunConfig) -> str | None:

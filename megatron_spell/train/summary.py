@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
+from megatron_spell.evaluation.change import change_between
+from megatron_spell.evaluation.figures import UsableLength, usable_text
 from megatron_spell.types.play import Role
 
 STAGES = ("collect", "update", "publish", "save")
@@ -32,7 +34,9 @@ def summarise(metrics_path: Path, evaluations: Sequence[dict]) -> dict:
         "log_prob_diff_max": max(_column(steps, "mismatch/log_prob_diff/max"), default=None),
         "peak_memory_gib": max(_column(steps, "memory/peak_gib"), default=None),
         "document_tokens": [_first(steps, "curriculum/document_tokens"), _last(steps, "curriculum/document_tokens")],
+        "steps_of_signs": {name.removeprefix("watch/"): count for name, count in _signs(steps).items()},
         "held_out": [_evaluation(entry) for entry in evaluations if entry["when"] != "during"],
+        "held_out_change": _change(evaluations),
     }
 
 
@@ -67,7 +71,47 @@ def _lines(summary: dict) -> list[tuple[str, str]]:
         ("peak memory, all processes", f"{_shown(summary['peak_memory_gib'], '.1f')} GiB (sum of resident sizes)"),
         ("document length", " to ".join(f"{tokens:.0f}" for tokens in summary["document_tokens"]) + " tokens"),
     ]
-    return lines + [(f"held-out accuracy {entry['when']}", _accuracy_text(entry)) for entry in summary["held_out"]]
+    signs = ", ".join(f"{sign} in {count} steps" for sign, count in summary["steps_of_signs"].items())
+    lines.append(("signs of collapse", f"{signs} (docs/debugging.md)" if signs else "none"))
+    for entry in summary["held_out"]:
+        lines += _held_out_lines(entry)
+    return lines + (_change_lines(summary["held_out_change"]) if summary["held_out_change"] else [])
+
+
+def _held_out_lines(entry: dict) -> list[tuple[str, str]]:
+    lines = [(f"held-out accuracy {entry['when']}", _accuracy_text(entry))]
+    if "by_length" not in entry:  # of an older version
+        return lines
+    by_length = (f"{of['mean']:.1%} up to {tokens} ({of['questions']})" for tokens, of in entry["by_length"].items())
+    usable = entry["usable_length"]
+    interval = f" (95 % interval {usable['low']:.0f} to {usable['high']:.0f})" if usable else ""
+    return [
+        *lines,
+        ("  by document tokens (questions)", ", ".join(by_length)),
+        ("  pass@k", ", ".join(f"{k}: {share:.1%}" for k, share in entry["pass_at"].items())),
+        (
+            f"  longest length with {entry['usable_accuracy']:.0%}",
+            usable_text(UsableLength(**usable) if usable else None) + interval,
+        ),
+    ]
+
+
+def _change_lines(change: dict) -> list[tuple[str, str]]:
+    """Of the same questions, in points of a hundred."""
+    shares = {"accuracy": change["accuracy"], **{f"pass@{k}": of for k, of in change["pass_at"].items() if k != "1"}}
+    texts = [
+        f"{name} {of['mean'] * 100:+.1f} ({of['low'] * 100:+.1f} to {of['high'] * 100:+.1f})"
+        for name, of in shares.items()
+    ]
+    by_length = [f"{of['mean'] * 100:+.1f} up to {tokens}" for tokens, of in change["by_length"].items()]
+    lines = [
+        ("held-out change, points (95 %)", ", ".join(texts)),
+        ("  by document tokens", ", ".join(by_length)),
+    ]
+    if (usable := change["usable_length"]) is not None:
+        text = f"{usable['mean']:+.0f} tokens ({usable['low']:+.0f} to {usable['high']:+.0f})"
+        lines.append(("  longest usable length", text))
+    return lines
 
 
 def _shown(figure: float | None, form: str) -> str:
@@ -84,7 +128,7 @@ def _accuracy_text(entry: dict) -> str:
 
 def _evaluation(entry: dict) -> dict:
     overall = entry["overall"]
-    return {
+    figures = {
         "when": entry["when"],
         "step": entry["step"],
         "mean": overall["mean"],
@@ -95,6 +139,28 @@ def _evaluation(entry: dict) -> dict:
         "pass_at_all": entry["pass_at_all"],
         "by_task": {task: value["mean"] for task, value in entry["by_task"].items()},
     }
+    if "by_length" not in entry:  # of an older version
+        return figures
+    by_length = {
+        tokens: {"mean": of["mean"], "low": of["low"], "high": of["high"], "questions": of["num_questions"]}
+        for tokens, of in entry["by_length"].items()
+    }
+    kept = {name: entry[name] for name in ("pass_at", "usable_length", "usable_accuracy")}
+    return {**figures, "by_length": by_length, **kept}
+
+
+def _change(evaluations: Sequence[dict]) -> dict | None:
+    """From the first evaluation before training to the last after it."""
+    before = next((entry for entry in evaluations if entry["when"] == "before"), None)
+    after = next((entry for entry in reversed(evaluations) if entry["when"] == "after"), None)
+    return change_between(before, after) if before and after else None
+
+
+def _signs(steps: Sequence[dict]) -> dict[str, int]:
+    """In how many steps each sign of collapse was told; those that never were are left out."""
+    names = sorted({name for step in steps for name in step if name.startswith("watch/")})
+    counts = {name: int(sum(_column(steps, name))) for name in names}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _generated(steps: Sequence[dict]) -> float:

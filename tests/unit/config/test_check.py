@@ -56,6 +56,10 @@ def test_a_fitting_run_has_no_fault(check):
             "policy.mesh.tp = 3: the model's 4 attention heads and 2 key-value heads do not divide by it; use a",
         ),
         ({"policy": {"mesh": {"tp": 4}}}, "policy.mesh.tp = 4: the model's 2 key-value heads do not divide by it"),
+        (
+            {"watch": {"min_surprisal": 3.0}},
+            "watch.min_surprisal = 3.0: is not under watch.max_surprisal = 3.0; lower it",
+        ),
         ({"policy": {"mesh": {"pp": 3}}}, "policy.mesh.pp = 3: the model's 4 layers do not divide by it"),
         ({"policy": {"sequence_parallel": True}}, "policy.sequence_parallel = True: there is one tensor-parallel rank"),
         ({"policy": {"mesh": {"ep": 2}}}, "policy.mesh.ep = 2: the model has no experts; leave it out"),

@@ -3,7 +3,6 @@ import json
 import pytest
 
 from megatron_spell.data.questions import QuestionsError, load_questions
-from megatron_spell.evaluation.held_out import accuracy
 from megatron_spell.types.play import TaskName
 
 GOOD = {"set_id": "s", "task": "general_qa", "question": "q?", "gold": "g"}
@@ -44,14 +43,3 @@ def test_an_empty_file_is_refused(tmp_path):
         load_questions(write(tmp_path, ""))
     with pytest.raises(QuestionsError, match="cannot be read"):
         load_questions(tmp_path / "none.jsonl")
-
-
-def test_the_interval_holds_the_mean_and_shrinks_with_more_questions():
-    few, many = accuracy([0.0, 1.0, 0.5, 0.25]), accuracy([0.0, 1.0, 0.5, 0.25] * 50)
-    assert few.mean == many.mean == pytest.approx(0.4375)
-    assert few.low < few.mean < few.high
-    assert many.high - many.low < few.high - few.low
-    certain = accuracy([1.0, 1.0])
-    assert (certain.low, certain.high) == (1.0, 1.0)
-    with pytest.raises(ValueError, match="no questions"):
-        accuracy([])

@@ -3,7 +3,7 @@ import pytest
 
 from megatron_spell.observe.metrics import packing_metrics, round_metrics, row_metrics, turns_of
 from megatron_spell.types.batches import Bin, PackedBatch, TrainRow
-from megatron_spell.types.play import Outcome, Role, TaskName
+from megatron_spell.types.play import Completion, Outcome, Role, TaskName, Turn
 from tests.unit.observe.made_rounds import make_answer, make_round, make_turn, make_votes
 
 SHARED = make_votes(True, False, False, None)
@@ -60,6 +60,39 @@ def test_shared_votes_count_once():
     assert metrics["verifier/agreement/mean"] == pytest.approx((2 / 3 + 1) / 2)
     assert metrics["verifier/rule_agreement/mean"] == 0.5
     assert metrics["verifier/outputs"] == 7
+
+
+def test_votes_by_the_rules_verdict_on_what_they_are_cast_on():
+    right = make_answer(1.0, 1.0, make_votes(True, True, False, None), parsed="5")
+    metrics = round_metrics([USABLE, make_round(answers_G=[right])])
+    assert metrics["verifier/yes_on_refused/share"] == pytest.approx(4 / 6)
+    assert metrics["verifier/yes_on_accepted/share"] == pytest.approx(2 / 3)
+    assert "verifier/yes_on_accepted/share" not in round_metrics([USABLE])
+
+
+def test_reward_that_only_votes_give():
+    metrics = round_metrics([USABLE, BAD])
+    assert metrics["responder/reward_against_rule/share"] == pytest.approx(1 / 2)
+    assert "responder/reward_against_rule/share" not in round_metrics([make_round(answers_G=[make_answer(0.0, 0.0)])])
+
+
+def test_surprisal_is_a_mean_over_tokens():
+    loud, quiet = make_turn(Role.QUESTIONER, 1), make_turn(Role.QUESTIONER, 3)
+    loud.completion.log_probs_T[:] = -4.0
+    metrics = round_metrics(
+        [make_round(ask=loud), make_round(ask=quiet), make_round(ask=make_turn(Role.QUESTIONER, 0))]
+    )
+    assert metrics["questioner/surprisal/mean"] == pytest.approx((4 + 3 * 0.5) / 4)
+    assert "responder/surprisal/mean" not in metrics
+
+
+def test_surprisal_of_samples_at_temperature_one_estimates_the_entropy():
+    rng = np.random.default_rng(0)
+    probs = np.array([0.5, 0.25, 0.15, 0.1])
+    ids = rng.choice(4, size=20_000, p=probs).astype(np.int32)
+    completion = Completion(ids, np.log(probs)[ids].astype(np.float32), "stop", 0)
+    metrics = round_metrics([make_round(ask=Turn(Role.QUESTIONER, ids[:2], completion, ""))])
+    assert metrics["questioner/surprisal/mean"] == pytest.approx(-(probs * np.log(probs)).sum(), abs=0.01)
 
 
 def test_votes_that_cannot_be_read_have_no_agreement():

@@ -100,6 +100,16 @@ def test_tensorboard_forgets_the_steps_that_are_played_again(tmp_path, first):
     assert scalars(tmp_path) == {"policy/loss": expected}
 
 
+def test_figures_written_aside_are_in_tensorboard_alone(tmp_path, capsys):
+    with Sinks.open(["console", "jsonl", "tensorboard"], tmp_path, next_step=1) as sinks:
+        sinks.write_aside(0, {"evaluation/accuracy": 0.5})
+        sinks.write(1, {"a/b": 1.5})
+        sinks.write_aside(1, {"evaluation/accuracy": 0.75})
+    assert scalars(tmp_path) == {"evaluation/accuracy": [(0, 0.5), (1, 0.75)], "a/b": [(1, 1.5)]}
+    assert [step["step"] for step in steps(tmp_path)] == [1]
+    assert "evaluation" not in capsys.readouterr().out
+
+
 def test_the_console_shows_one_line_a_step(tmp_path):
     shown = io.StringIO()
     sink = ConsoleSink(tmp_path, 0, Console(file=shown, soft_wrap=True, width=40))

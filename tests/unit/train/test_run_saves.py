@@ -17,6 +17,7 @@ from megatron_spell.train import checkpoints as checkpoints_module
 from megatron_spell.train.checkpoints import CheckpointError
 from megatron_spell.train.run import Run
 from megatron_spell.train.run_folder import RunFolder
+from megatron_spell.train.watch import CollapseWatch
 from tests.distributed.policy_lab import write_tiny_qwen3
 
 
@@ -53,6 +54,7 @@ def make_run(model: Path, folder: Path, **checkpoint) -> Run:
         "crew": Crew(member, wait_s=30),
         "curriculum": curriculum,
         "collector": Collector(None, curriculum.draw, config.play),
+        "watch": CollapseWatch(config, print),
         "console": Console(file=io.StringIO(), width=400),
     }
     return Run(**(untouched | parts))

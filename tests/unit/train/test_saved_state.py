@@ -4,7 +4,7 @@ import pytest
 
 from megatron_spell.config.schema import RunConfig
 from megatron_spell.train.checkpoints import CheckpointError
-from megatron_spell.train.saved_state import SavedState, find_mismatch
+from megatron_spell.train.saved_state import STATE, SavedState, find_mismatch
 
 QWEN3 = {
     "model_type": "qwen3",
@@ -35,9 +35,17 @@ def config(tmp_path):
 
 
 def test_state_comes_back(config, tmp_path):
-    state = SavedState(3, {"memory": [1]}, {"next_draw": 7})
+    state = SavedState(3, {"memory": [1]}, {"next_draw": 7}, {"asked": []})
     state.save(tmp_path, config())
     assert SavedState.load(tmp_path) == state
+
+
+def test_a_state_from_before_there_was_a_watch_is_read(config, tmp_path):
+    SavedState(3, {}, {}, {"asked": []}).save(tmp_path, config())
+    raw = json.loads((tmp_path / STATE).read_text())
+    del raw["watch"]
+    (tmp_path / STATE).write_text(json.dumps(raw))
+    assert SavedState.load(tmp_path).watch == {}
     assert find_mismatch(tmp_path, config()) is None
 
 

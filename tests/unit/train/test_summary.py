@@ -25,7 +25,7 @@ STEP = {
     "memory/peak_gib": 3.0,
     "curriculum/document_tokens": 256.0,
 }
-EVALUATION = {
+EVALUATION_OF_OLD = {
     "when": "before",
     "step": 0,
     "overall": {"mean": 0.4, "low": 0.3, "high": 0.5, "num_questions": 50},
@@ -33,6 +33,20 @@ EVALUATION = {
     "pass_at_all": 0.7,
     "num_samples": 8,
 }
+EVALUATION = EVALUATION_OF_OLD | {
+    "overall": {"mean": 0.4, "low": 0.3, "high": 0.5, "num_questions": 20},
+    "by_length": {
+        "256": {"mean": 0.6, "low": 0.5, "high": 0.7, "num_questions": 10},
+        "512": {"mean": 0.2, "low": 0.1, "high": 0.3, "num_questions": 10},
+    },
+    "pass_at": {"1": 0.4, "2": 0.5, "4": 0.6, "8": 0.7},
+    "usable_length": {"tokens": 245.0, "low": 200.0, "high": 300.0, "at_least": False},
+    "usable_accuracy": 0.5,
+    "num_right": [5] * 10 + [2] * 10,
+    "document_tokens": [200] * 10 + [400] * 10,
+    "asked": "digest",
+}
+AFTER = EVALUATION | {"when": "after", "step": 2, "num_right": [6] * 10 + [3] * 10}
 
 
 @pytest.fixture
@@ -44,7 +58,7 @@ def metrics(tmp_path):
 
 
 def test_figures_are_of_all_steps(metrics):
-    summary = summarise(metrics, [EVALUATION, EVALUATION | {"when": "during"}])
+    summary = summarise(metrics, [EVALUATION, EVALUATION | {"when": "during"}, AFTER])
     assert summary["steps"] == 2
     assert summary["usable_questions"] == 16
     assert summary["rows"] == {"questioner": 32, "responder": 128, "verifier": 8}
@@ -53,15 +67,27 @@ def test_figures_are_of_all_steps(metrics):
     assert summary["trained_tokens_per_second"] == pytest.approx(10000 / 4)
     assert summary["log_prob_diff_max"] == 3e-5
     assert summary["document_tokens"] == [256.0, 512.0]
-    assert [entry["when"] for entry in summary["held_out"]] == ["before"]
+    assert [entry["when"] for entry in summary["held_out"]] == ["before", "after"]
+    assert summary["held_out"][0]["by_length"]["512"] == {"mean": 0.2, "low": 0.1, "high": 0.3, "questions": 10}
+    assert summary["held_out_change"]["accuracy"]["mean"] == pytest.approx(1 / 8)
+    assert summary["steps_of_signs"] == {}
+
+
+def shown(summary: dict) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(summary_table(summary))
+    return console.export_text()
 
 
 def test_the_table_says_it_to_a_reader(metrics):
-    console = Console(width=160, record=True, file=io.StringIO())
-    console.print(summary_table(summarise(metrics, [EVALUATION])))
-    text = console.export_text()
+    text = shown(summarise(metrics, [EVALUATION, AFTER]))
     assert "questioner 100%, responder 100%, verifier 50%" in text
-    assert "40.0% (95 % interval 30.0% to 50.0%; 8 samples each of 50 questions" in text
+    assert "40.0% (95 % interval 30.0% to 50.0%; 8 samples each of 20 questions" in text
+    assert "60.0% up to 256 (10), 20.0% up to 512 (10)" in text
+    assert "1: 40.0%, 2: 50.0%, 4: 60.0%, 8: 70.0%" in text
+    assert "245 tokens (95 % interval 200 to 300)" in text
+    assert "accuracy +12.5 (+12.5 to +12.5), pass@2" in text
+    assert "+12.5 up to 256, +12.5 up to 512" in text
     assert "10.0 (collect 4.0, update 2.0, publish 0.5, save 0.0)" in text
 
 
@@ -70,3 +96,18 @@ def test_a_run_without_a_step_has_a_summary_too(tmp_path):
     summary = summarise(tmp_path / "metrics.jsonl", [])
     assert summary["steps"] == 0
     summary_table(summary)
+
+
+def test_evaluations_of_an_older_version_are_shown_without_what_they_lack(metrics):
+    summary = summarise(metrics, [EVALUATION_OF_OLD, AFTER])
+    assert summary["held_out_change"] is None
+    assert "40.0% (95 % interval 30.0% to 50.0%; 8 samples each of 50 questions" in shown(summary)
+
+
+def test_signs_of_collapse_are_counted(metrics):
+    assert "none" in shown(summarise(metrics, []))
+    lines = [json.loads(line) | {"watch/always_yes": 1.0, "watch/always_no": 0.0} for line in metrics.open()]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = summarise(metrics, [])
+    assert summary["steps_of_signs"] == {"always_yes": 2}
+    assert "always_yes in 2 steps (docs/debugging.md)" in shown(summary)

@@ -42,6 +42,7 @@ def test_every_step_leaves_its_figures(uninterrupted):
         assert {"questioner/reward/mean", "responder/reward/mean", "verifier/agreement/mean"} <= entry.keys()
         assert {"time/collect", "time/update", "time/publish", "time/step"} <= entry.keys()
         assert {"rounds/outcome/usable", "curriculum/document_tokens", "tokens/trained"} <= entry.keys()
+        assert {"watch/always_yes", "responder/surprisal/mean", "questioner/repeated/share"} <= entry.keys()
         outcomes = [value for name, value in entry.items() if name.startswith("rounds/outcome/")]
         assert sum(outcomes) == entry["rounds/count"] + entry["rounds/outcome/surplus"]
     assert sum("time/save" in entry for entry in steps) == 2  # the last save ends after the last line
@@ -106,7 +107,7 @@ def test_a_killed_run_goes_on_with_the_very_step_it_would_have_taken(uninterrupt
     for step in (1, 2, 3):
         assert [words(r) for r in rounds(folder, step)] == [words(r) for r in rounds(uninterrupted, step)]
         one, other = metrics(folder)[step - 1], metrics(uninterrupted)[step - 1]
-        for name in ("policy/loss", "policy/grad_norm", "questioner/reward/mean"):
+        for name in ("policy/loss", "policy/grad_norm", "questioner/reward/mean", "questioner/repeated/share"):
             assert one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-7), (step, name)
 
 

@@ -117,7 +117,10 @@ def test_prompts_that_do_not_fit_are_refused_and_the_context_is_filled(runner, e
         runner.run(engine.generate(np.zeros(0, np.int32), GREEDY))
 
 
-def test_what_is_cancelled_is_aborted_in_vllm_at_whatever_moment_and_spoils_nothing(runner, engine, references):
+def test_what_is_cancelled_is_aborted_in_vllm_at_whatever_moment_and_spoils_nothing(
+    runner, engine, references, monkeypatch
+):
+    hand_over = engine._llm.engine_core.add_request_async
     long = SamplingSpec(temperature=1.0, top_p=1.0, max_tokens=200, seed=3, n=16)
 
     async def until_blocks_are(held: bool) -> float:
@@ -127,6 +130,11 @@ def test_what_is_cancelled_is_aborted_in_vllm_at_whatever_moment_and_spoils_noth
             while await engine._llm.reset_prefix_cache() == held:
                 await asyncio.sleep(0.002)
         return time.monotonic() - begun
+
+    async def handed_over_slowly(request) -> None:
+        """vLLM itself would not abort a request that it is still handing over."""
+        await hand_over(request)
+        await asyncio.sleep(10)
 
     async def scenario():
         begun = time.monotonic()
@@ -144,6 +152,13 @@ def test_what_is_cancelled_is_aborted_in_vllm_at_whatever_moment_and_spoils_noth
                 await asyncio.sleep(0)
             early.cancel()
             await asyncio.gather(early, return_exceptions=True)
+        assert await until_blocks_are(held=False) < whole_s / 3
+        monkeypatch.setattr(engine._llm.engine_core, "add_request_async", handed_over_slowly)
+        in_between = asyncio.create_task(engine.generate(PROMPT, long))
+        await until_blocks_are(held=True)
+        in_between.cancel()
+        await asyncio.gather(in_between, return_exceptions=True)
+        monkeypatch.undo()
         assert await until_blocks_are(held=False) < whole_s / 3
         assert engine._llm.output_processor.get_num_unfinished_requests() == 0
         assert engine._turnstile.num_inside == 0

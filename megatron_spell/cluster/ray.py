@@ -19,6 +19,7 @@ from megatron_spell.cluster.guard import MARK, start_guard
 from megatron_spell.cluster.handles import ActorDied, CallTimeout, ClusterError, build, run_method
 
 OBJECT_STORE_BYTES = 200 * 2**20  # only completions and plans pass through it
+MAX_CALLS = 100_000  # open at once; Ray lets 1000 in, and holds back the call that would update or close the object
 LOG_TAIL_LINES = 5
 LOG_TAIL_BYTES = 4096
 
@@ -79,6 +80,7 @@ class RayCluster:
             "num_cpus": num_cpus,
             "num_gpus": num_gpus,
             "runtime_env": {"env_vars": {**(env or {}), MARK: mark}},
+            "max_concurrency": MAX_CALLS,
             "max_restarts": 0,
             "max_task_retries": 0,
         }

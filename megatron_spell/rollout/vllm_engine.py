@@ -220,6 +220,9 @@ class VllmEngine:
         try:
             params = sampling_params(spec, sample, room, len(prompt_ids_T))
             outputs = [out async for out in llm.generate(prompt, params, request_id)]
+        except asyncio.CancelledError:
+            await llm.abort(request_id)  # vLLM 0.32 does so itself except for one that it is just handing over
+            raise
         except EngineDeadError:
             self._turnstile.break_down("vLLM's engine process died")
             raise EngineDied(f"{self.name}: vLLM's engine process died during a completion") from None

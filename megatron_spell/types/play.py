@@ -149,7 +149,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Round:
-    """All that came of one draw. `ask` is None when the questioner's prompt did not fit, or the question was given."""
+    """All that came of one draw. `ask` is None when the questioner's prompt did not fit, or the question was given.
+
+    `blind_turns` are the blind answers heard until the ground check was decided, and `blind_solve_rate` those of them
+    that were right, over the number that would have been heard at most: a lower bound.
+    """
 
     draw: Draw
     outcome: Outcome

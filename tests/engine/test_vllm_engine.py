@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,57 @@ def test_prompts_that_do_not_fit_are_refused_and_the_context_is_filled(runner, e
     assert (len(completion.token_ids_T), completion.finish_reason) == (2, "length")
     with pytest.raises(EngineError, match="the prompt is empty"):
         runner.run(engine.generate(np.zeros(0, np.int32), GREEDY))
+
+
+def test_what_is_cancelled_is_aborted_in_vllm_at_whatever_moment_and_spoils_nothing(
+    runner, engine, references, monkeypatch
+):
+    hand_over = engine._llm.engine_core.add_request_async
+    long = SamplingSpec(temperature=1.0, top_p=1.0, max_tokens=200, seed=3, n=16)
+
+    async def until_blocks_are(held: bool) -> float:
+        """Seconds until vLLM's scheduler says so: it drops its prefix cache only when no request holds a block."""
+        begun = time.monotonic()
+        async with asyncio.timeout(SETTINGS.request_timeout_s):
+            while await engine._llm.reset_prefix_cache() == held:
+                await asyncio.sleep(0.002)
+        return time.monotonic() - begun
+
+    async def handed_over_slowly(request) -> None:
+        """vLLM itself would not abort a request that it is still handing over."""
+        await hand_over(request)
+        await asyncio.sleep(10)
+
+    async def scenario():
+        begun = time.monotonic()
+        await engine.generate(PROMPT, long)
+        whole_s = time.monotonic() - begun
+        under_way = asyncio.create_task(engine.generate(PROMPT, long))
+        await until_blocks_are(held=True)
+        under_way.cancel()
+        await asyncio.gather(under_way, return_exceptions=True)
+        freed_s = await until_blocks_are(held=False)
+        assert under_way.cancelled() and freed_s < whole_s / 3
+        for num_turns in range(12):  # of the event loop, each another place in handing the requests over
+            early = asyncio.create_task(engine.generate(PROMPT, long))
+            for _ in range(num_turns):
+                await asyncio.sleep(0)
+            early.cancel()
+            await asyncio.gather(early, return_exceptions=True)
+        assert await until_blocks_are(held=False) < whole_s / 3
+        monkeypatch.setattr(engine._llm.engine_core, "add_request_async", handed_over_slowly)
+        in_between = asyncio.create_task(engine.generate(PROMPT, long))
+        await until_blocks_are(held=True)
+        in_between.cancel()
+        await asyncio.gather(in_between, return_exceptions=True)
+        monkeypatch.undo()
+        assert await until_blocks_are(held=False) < whole_s / 3
+        assert engine._llm.output_processor.get_num_unfinished_requests() == 0
+        assert engine._turnstile.num_inside == 0
+
+    runner.run(scenario())
+    [completion] = runner.run(engine.generate(PROMPT, GREEDY))
+    assert completion.token_ids_T.tolist() == references[0].greedy(PROMPT, 24).tolist()
 
 
 def test_a_begun_update_without_channel_would_break_the_engine_so_order_is_checked(runner, engine):

@@ -82,6 +82,25 @@ def test_a_call_has_its_limit_and_is_cancelled_in_the_actor(cluster):
     asyncio.run(play())
 
 
+def test_any_number_of_calls_may_be_open_and_all_of_them_are_cancelled(cluster):
+    """Ray's own limit is 1000; a call that updates the object would wait behind them."""
+
+    async def play():
+        handle = await cluster.spawn(HELD, {"base": 0}, name="engine 0")
+        hanging = [asyncio.create_task(handle.call("hang", timeout_s=120)) for _ in range(1100)]
+        await asyncio.sleep(0)
+        assert await handle.call("add", 3, timeout_s=60) == 3
+        for task in hanging:
+            task.cancel()
+        await asyncio.gather(*hanging, return_exceptions=True)
+        async with asyncio.timeout(60):
+            while await handle.call("num_cancelled", timeout_s=60) < 1100:
+                await asyncio.sleep(0.05)
+        await handle.close()
+
+    asyncio.run(play())
+
+
 def test_death_is_named_with_the_last_words_and_children_go_too(cluster, tmp_path):
     async def play():
         handle = await cluster.spawn(HELD, {"base": 0}, name="engine 5", log=tmp_path / "logs" / "engine_5.log")

@@ -31,6 +31,8 @@ _CONTRARY = re.compile(
     r"|wrong|incorrect|maybe|cannot|cant|wont|dont|(?:is|was|are|were|does|did|has|have|had)nt"
 )
 
+_BETWEEN = "\n"  # in no word
+
 
 def score(task: TaskName, prediction: str | None, gold: str, *, tolerance: float) -> float:
     """1.0 when the rule takes `prediction` for `gold`, else 0.0; nothing was predicted (None) is 0.0.
@@ -104,11 +106,15 @@ def _covers(prediction: str, gold: str, join_hyphens: bool) -> bool:
 def _places(found: list[str], wanted: list[str]) -> Iterator[tuple[int, int]]:
     """Where `wanted` stands in `found` from and to, separators inside it overlooked."""
     places = [i for i, word in enumerate(found) if word != SEPARATOR]
-    spoken = [found[i] for i in places]
-    size = len(wanted)
-    for k in range(len(spoken) - size + 1):
-        if spoken[k : k + size] == wanted:
-            yield places[k], places[k + size - 1] + 1
+    # Strings are searched in linear time, lists are not.
+    spoken = _BETWEEN + "".join(found[i] + _BETWEEN for i in places)
+    first_at = dict(zip(accumulate((len(found[i]) + 1 for i in places), initial=0), range(len(places))))
+    sought = _BETWEEN + "".join(word + _BETWEEN for word in wanted)
+    start = spoken.find(sought)
+    while start >= 0:
+        k = first_at[start]
+        yield places[k], places[k + len(wanted) - 1] + 1
+        start = spoken.find(sought, start + 1)
 
 
 def _counts(found: list[str]) -> tuple[Callable[[int, int], int], Callable[[int, int], int]]:

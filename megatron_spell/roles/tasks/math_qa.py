@@ -24,7 +24,7 @@ _HEDGED = re.compile(
 # Between two numbers, the second is offered in place of the first: "5 or 6", "5, 6", "5-6"; "5 dollars to 6 dollars".
 _CONNECTOR = re.compile(r"[;|&]|[,/-](?![0-9])|(?<![0-9])[,/-]|(?i:\b(?:or|and|versus|vs|nor|maybe|perhaps)\b)")
 _RANGE = re.compile(r"\s{0,4}(?:(?!rounded\b|equal\b|compared\b)[^\W\d]{1,20}\s{1,4}){0,2}to\s", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?](?:\s|$)(?!\s*[0-9])")
+_SENTENCE_END = re.compile(r"(?<!vs)[.!?](?:\s|$)(?!\s*[0-9])")
 _PLACES = re.compile(r"\s*(?:decimal|significant|digit|d\.?p\b|sig)", re.IGNORECASE)
 _YEARS = range(1900, 2101)
 _SAME = 0.01  # "0.125 or 12.5%", "0.1253, i.e. 12.5%": the same number once more
@@ -71,7 +71,7 @@ def _goes_on(number: Number, rest: str) -> bool:
 
 
 def _is_rival(number: Number, between: str, after: str) -> bool:
-    found = leading_number(after.lstrip(" ,"))
+    found = leading_number(after.lstrip(" ,."))
     if found is None or _PLACES.match(found[1]):
         return False
     other = found[0]

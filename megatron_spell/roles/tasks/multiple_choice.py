@@ -18,7 +18,7 @@ _IN_PARENTHESES = re.compile(r"\(([A-D])\)")
 # "A, B", "A or maybe B", "A) B)"; "(A) a rise, (B) a fall" further on.
 _MAYBE = r"(?:(?:or|and|maybe|perhaps|possibly|also|even)\b\s*){0,3}"
 _ANOTHER = re.compile(
-    rf"[\s*)\].]{{0,6}}(?:(?:[,;/|&]|\b(?:or|and)\b)\s*{_MAYBE}[\s*(\[]{{0,4}})?(?<!\w)[A-D](?!\w)(?!\s+[a-z])"
+    rf"[\s*)\].(\[]{{0,6}}(?:(?:[,;/|&]|\b(?:or|and)\b)\s*{_MAYBE}[\s*(\[]{{0,4}})?(?<!\w)[A-D](?!\w)(?!\s+[a-z])"
 )
 _ANOTHER_IN_PARENTHESES = re.compile(rf"(?:[,;/|&]|\b(?:or|and)\b)\s*{_MAYBE}[\s*]{{0,4}}\([A-D]\)")
 

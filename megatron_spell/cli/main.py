@@ -1,4 +1,4 @@
-"""`megatron-spell`: train, check-bridge, convert, data, config. Heavy imports happen inside the commands."""
+"""`megatron-spell`: train, check-bridge, convert, data, score, config. Heavy imports happen inside the commands."""
 
 import sys
 from typing import Annotated
@@ -10,6 +10,7 @@ from megatron_spell.cli.convert import convert
 from megatron_spell.cli.data import data_app
 from megatron_spell.cli.refusal import USAGE_ERROR, refuse
 from megatron_spell.cli.run_file import Overrides, RunFile, load_run, rank_under_torchrun
+from megatron_spell.cli.score import score
 
 app = typer.Typer(
     help="SPELL self-play training of long-context language models on Megatron-Core and vLLM.",
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(check_bridge)
 app.command()(convert)
+app.command()(score)
 app.add_typer(data_app, name="data", help="Build and look into token stores.")
 
 INTERRUPTED = 130

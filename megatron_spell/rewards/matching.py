@@ -1,26 +1,25 @@
-"""The rule's verdict on an answer. Pure, without `eval`; inputs are bounded, so every call is short.
+"""The rule's verdict on an answer: words, numbers or letters. Pure; nothing that a model wrote is ever evaluated.
 
 The rule may be too strict, never too lenient: the verifier can still pass an answer that it refuses, but nothing can
 take back what it grants.
+
+Time is limited by bounding the input: texts over MAX_TEXT_CHARS match nothing, and every pattern is linear, so that no
+call can take longer than a few milliseconds (benchmarks/scorers.py measures the worst). There is no clock beside that,
+on purpose. A verdict that depends on how busy the machine is would make a step no function of weights, seed and
+curriculum; and Python can stop a call by the clock only in the main thread (signals), or at the price of a process that
+costs more than the call.
 """
 
 import re
-import unicodedata
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 
+from megatron_spell.rewards.words import SEPARATOR, currencies, has_hyphen, is_unspaced, names_letter_a, words
 from megatron_spell.types.numbers import MAX_CHARS, parse_number
 from megatron_spell.types.play import LETTERS, TaskName
 
 MAX_TEXT_CHARS = 2000  # longer texts match nothing
 
-_CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_TOKEN = re.compile(
-    rf"(?<![^\W_])-?[0-9]+(?:,[0-9]{{3}})*(?:\.[0-9]+)?(?![^\W_])\s?%?|[{_CJK}]|[^\W_{_CJK}]+|(?P<separator>[,;/|&\n\u3001])"
-)
-_UNSPACED = re.compile(f"[{_CJK}]")
-_IN_WORD_MARK = re.compile(r"(?<=[^\W\d_])[.'\u2019]")  # "U.S.", "isn't", "Dr."
-_PERCENT = re.compile(r"(?<=[0-9])\s{0,3}per\s{0,3}cent\b")
-
-_ARTICLES = frozenset({"a", "an", "the"})
 # May surround the reference answer: they name no candidate and do not turn its sense.
 _FUNCTION_WORDS = re.compile(
     r"of|in|on|at|by|for|from|to|with|as|it|is|was|were|are|be|been|its|his|her|their|this|that"
@@ -31,7 +30,8 @@ _CONTRARY = re.compile(
     r"not?|never|neither|nor|none|without|except|unlike|instead|rather|but|or|and|either|both|versus|vs|non|yes|false"
     r"|wrong|incorrect|maybe|cannot|cant|wont|dont|(?:is|was|are|were|does|did|has|have|had)nt"
 )
-_SEPARATOR = ""
+
+_BETWEEN = "\n"  # in no word
 
 
 def score(task: TaskName, prediction: str | None, gold: str, *, tolerance: float) -> float:
@@ -77,57 +77,58 @@ def _close(found: float, wanted: float, tolerance: float) -> bool:
 def covers(prediction: str, gold: str) -> bool:
     """Cover exact match on whole words: `gold` stands in `prediction`, and nothing that could be another answer.
 
-    Case, punctuation and articles do not count; numbers keep sign, decimals and percent. Around the gold may stand
-    function words and at most half as many other words as the gold has, which is too little for a second candidate;
-    no comma, "or", "and", negation or further number.
+    Case, punctuation, articles and the way a date is written do not count, nor whether a hyphen parts or joins; numbers
+    keep sign, decimals and percent. Around the gold may stand function words and at most half as many other words as
+    the gold has, which is too little for a second candidate; no comma, "or", "and", negation or further number. Two
+    different currencies never match.
     """
-    wanted = [word for word in words(gold) if word != _SEPARATOR]
-    found = words(prediction)
+    if (said := currencies(prediction)) and (wanted := currencies(gold)) and not said & wanted:
+        return False
+    ways = (False, True) if has_hyphen(prediction) or has_hyphen(gold) else (False,)
+    return any(_covers(prediction, gold, join_hyphens) for join_hyphens in ways)
+
+
+def _covers(prediction: str, gold: str, join_hyphens: bool) -> bool:
+    how = {"letter_a": names_letter_a(gold), "join_hyphens": join_hyphens}
+    wanted = [word for word in words(gold, **how) if word != SEPARATOR]
+    found = words(prediction, **how)
     if not wanted:
         return prediction.strip().casefold() == gold.strip().casefold()
     if len(found) > 3 * len(wanted) + 20:
         return False
-    return any(_harmless(rest, len(wanted)) for rest in _around(found, wanted))
+    num_others, num_rivals = _counts(found)
+    return any(
+        num_others(start, stop) <= len(wanted) // 2 and num_rivals(start, stop) == 0
+        for start, stop in _places(found, wanted)
+    )
 
 
-def _around(found: list[str], wanted: list[str]) -> list[list[str]]:
-    """For each place where `wanted` stands in `found`, separators inside it overlooked: the words around it."""
-    places = [i for i, word in enumerate(found) if word != _SEPARATOR]
-    spoken = [found[i] for i in places]
-    size = len(wanted)
-    return [
-        found[: places[k]] + found[places[k + size - 1] + 1 :]
-        for k in range(len(spoken) - size + 1)
-        if spoken[k : k + size] == wanted
-    ]
+def _places(found: list[str], wanted: list[str]) -> Iterator[tuple[int, int]]:
+    """Where `wanted` stands in `found` from and to, separators inside it overlooked."""
+    places = [i for i, word in enumerate(found) if word != SEPARATOR]
+    # Strings are searched in linear time, lists are not.
+    spoken = _BETWEEN + "".join(found[i] + _BETWEEN for i in places)
+    first_at = dict(zip(accumulate((len(found[i]) + 1 for i in places), initial=0), range(len(places))))
+    sought = _BETWEEN + "".join(word + _BETWEEN for word in wanted)
+    start = spoken.find(sought)
+    while start >= 0:
+        k = first_at[start]
+        yield places[k], places[k + len(wanted) - 1] + 1
+        start = spoken.find(sought, start + 1)
 
 
-def _harmless(rest: list[str], num_wanted: int) -> bool:
-    others = [word for word in rest if not _FUNCTION_WORDS.fullmatch(word)]
-    return len(others) <= num_wanted // 2 and not any(map(_offers_another, others))
+def _counts(found: list[str]) -> tuple[Callable[[int, int], int], Callable[[int, int], int]]:
+    """Two functions of (start, stop): how many words outside of it are more than function words, and offer another."""
+    more = [_FUNCTION_WORDS.fullmatch(word) is None for word in found]
+    others = [0, *accumulate(more)]
+    rivals = [0, *accumulate(each and _offers_another(word) for each, word in zip(more, found))]
+    return (
+        lambda start, stop: others[-1] - others[stop] + others[start],
+        lambda start, stop: rivals[-1] - rivals[stop] + rivals[start],
+    )
 
 
 def _offers_another(word: str) -> bool:
     is_number = word[-1:].isdigit() or word.endswith("%")
     # Without spaces there are no word boundaries to keep to, so nothing may be added at all.
-    return word == _SEPARATOR or is_number or _CONTRARY.fullmatch(word) is not None or _UNSPACED.match(word) is not None
-
-
-def words(text: str) -> list[str]:
-    """The words of `text` in lower case; "" for a separator between words. Articles go unless nothing else is left."""
-    text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").casefold()
-    text = _PERCENT.sub("%", _IN_WORD_MARK.sub("", text))
-    found = [_SEPARATOR if m["separator"] else _plain_number(m[0]) for m in _TOKEN.finditer(text)]
-    without_articles = [word for word in found if word not in _ARTICLES]
-    found = without_articles if any(without_articles) else found
-    spoken = [i for i, word in enumerate(found) if word != _SEPARATOR]
-    return found[spoken[0] : spoken[-1] + 1] if spoken else []
-
-
-def _plain_number(word: str) -> str:
-    """Numbers without thousands separators, blanks and trailing zeros; other words as they are."""
-    if not word[0].isdigit() and word[0] != "-":
-        return word
-    digits, percent = word.rstrip(" %"), "%" if word.endswith("%") else ""
-    digits = digits.replace(",", "")
-    return (digits.rstrip("0").rstrip(".") if "." in digits else digits) + percent
+    return word == SEPARATOR or is_number or _CONTRARY.fullmatch(word) is not None or is_unspaced(word)

@@ -13,6 +13,10 @@ _FENCE = re.compile(r"```json\b\s*", re.IGNORECASE)
 _SPACE = re.compile(r"\s*")
 # Emphasis may stand between the two words: "the **answer** is".
 _ANSWER_IS = re.compile(r"\banswer[\s*_]{1,8}is\b", re.IGNORECASE)
+# Only at the beginning of a line: "**Final answer:** 5".
+_ANSWER_COLON = re.compile(
+    r"^[ \t*_#>]{0,16}(?:the[ ])?(?:(?:final|correct)[ ])?answer[ *_]{0,8}:", re.IGNORECASE | re.MULTILINE
+)
 _BOXED = re.compile(r"\\boxed\s{0,4}\{")
 _PREFIX = re.compile(r"\s*(?:(?:the|my)\s{1,8})?(?:(?:correct|final)\s{1,8})?answer\s{1,8}is\b[\s:]*", re.IGNORECASE)
 
@@ -73,12 +77,13 @@ def without_answer_prefix(text: str) -> str:
 
 
 def final_statement(text: str) -> str | None:
-    """What follows the last "answer is", whatever its case; without one, the last `\\boxed{...}`; None without either.
+    """What follows the last "answer is", whatever its case; without one, the last `\\boxed{...}`; without that, what
+    follows the last "Answer:" that begins a line; None without any.
 
     At most MAX_STATEMENT_CHARS characters, cut nowhere else.
     """
     tail = text[-_TAIL_CHARS:]
-    for marker in (_ANSWER_IS, _BOXED):
+    for marker in (_ANSWER_IS, _BOXED, _ANSWER_COLON):
         matches = list(marker.finditer(tail))
         if matches:
             start = matches[-1].start() if marker is _BOXED else matches[-1].end()
@@ -87,9 +92,12 @@ def final_statement(text: str) -> str | None:
 
 
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s{0,4}\{([^{}]*)\}\s{0,4}\{([^{}]*)\}")
-_LATEX_MARK = re.compile(r"\\(?:[()\[\],!; ]|left\b|right\b)|\\(?=[%$&#])|(?<=[0-9])\{,\}(?=[0-9])")
-_LATEX_WRAPPER = re.compile(r"\\(?:boxed|text|textbf|textrm|mathrm|mathbf|mathit)\s{0,4}\{([^{}]*)\}")
-_LEADING_MARKS = " \t\n\r:*_`\"'\u201c\u201d\u2018\u2019$="
+_LATEX_MARK = re.compile(r"\\(?:[()\[\],!; ]|left\b|right\b|displaystyle\b)|\\(?=[%$&#])|(?<=[0-9])\{,\}(?=[0-9])")
+_LATEX_WRAPPER = re.compile(r"\\(?:boxed|text|textbf|textrm|mathrm|mathbf|mathit|underline)\s{0,4}\{([^{}]*)\}")
+_LATEX_ALMOST = re.compile(r"\\(?:approx|simeq|sim)\b")
+# As in Markdown: no space inside the dollars and no digit behind, so that "$5 to $6" stays money.
+_INLINE_MATH = re.compile(r"(?<!\\)\${1,2}(?=[^\s$])((?:\\\$|[^$\n]){1,400})(?<=[^\s\\])\${1,2}(?![0-9])")
+_LEADING_MARKS = " \t\n\r:*_`\"'\u201c\u201d\u2018\u2019="
 _TRAILING_MARKS = " \t\n\r*_`\"'\u201c\u201d\u2018\u2019$.!,;:"
 
 
@@ -99,8 +107,10 @@ def first_line(statement: str) -> str:
 
 
 def _without_latex(statement: str) -> str:
-    statement = _LATEX_FRACTION.sub(r"\1/\2", statement)
+    statement = _INLINE_MATH.sub(lambda math: _without_parentheses(math[1]), statement)
+    statement = _LATEX_FRACTION.sub(r" \1/\2", statement)
     statement = _LATEX_MARK.sub(lambda mark: "," if mark[0] == "{,}" else "", statement)
+    statement = _LATEX_ALMOST.sub("\u2248", statement)
     for _ in range(3):  # wrappers nest: \boxed{\text{...}}
         statement = _LATEX_WRAPPER.sub(r"\1", statement)
     return statement
@@ -109,6 +119,9 @@ def _without_latex(statement: str) -> str:
 def bare(line: str) -> str:
     """`line` without marks around it and without a pair of parentheses around the whole of it."""
     line = line.lstrip(_LEADING_MARKS).rstrip(_TRAILING_MARKS)
-    if line.startswith("(") and line.find(")") == len(line) - 1:
-        line = line[1:-1].lstrip(_LEADING_MARKS).rstrip(_TRAILING_MARKS)
-    return line
+    stripped = _without_parentheses(line)
+    return line if stripped == line else stripped.lstrip(_LEADING_MARKS).rstrip(_TRAILING_MARKS)
+
+
+def _without_parentheses(text: str) -> str:
+    return text[1:-1] if text.startswith("(") and text.find(")") == len(text) - 1 else text

@@ -9,13 +9,18 @@ from megatron_spell.types.prompts import neutralise
 
 _GOLD = re.compile(r"[(\[*\"']{0,3}([A-D])[)\]*\"'.:]{0,3}")
 # A letter by itself: no part of a word ("ACME", "A-level"), nor the article ("A decline in revenue").
-_LETTER = r"([A-D])(?![\w'\u2019]|-\w)(?!(?<=A)\s+(?!because|since|as|is|and|or|for|which|with|due|based|given)[a-z])"
+_LETTER = r"([A-D])(?!\w|['\u2019-]\w)(?!(?<=A)\s+(?!because|since|as|is|and|or|for|which|with|due|based|given)[a-z])"
 _LEAD_WORD = (
     r"(?:the|option|choice|letter|answer|clearly|therefore|thus|most|likely|definitely|probably)\b[\s:*(\[]{0,4}"
 )
 _DIRECT = re.compile(rf"[\s*_(\[\"']{{0,6}}(?i:{_LEAD_WORD}){{0,4}}{_LETTER}")
 _IN_PARENTHESES = re.compile(r"\(([A-D])\)")
-_ANOTHER = re.compile(r"[\s*)\].]{0,6}(?:[,;/|&]|\b(?:or|and)\b)\s*(?:or\b|and\b)?[\s*(\[]*[A-D](?!\w)(?!\s+[a-z])")
+# "A, B", "A or maybe B", "A) B)"; "(A) a rise, (B) a fall" further on.
+_MAYBE = r"(?:(?:or|and|maybe|perhaps|possibly|also|even)\b\s*){0,3}"
+_ANOTHER = re.compile(
+    rf"[\s*)\].(\[]{{0,6}}(?:(?:[,;/|&]|\b(?:or|and)\b)\s*{_MAYBE}[\s*(\[]{{0,4}})?(?<!\w)[A-D](?!\w)(?!\s+[a-z])"
+)
+_ANOTHER_IN_PARENTHESES = re.compile(rf"(?:[,;/|&]|\b(?:or|and)\b)\s*{_MAYBE}[\s*]{{0,4}}\([A-D]\)")
 
 
 def read_question(found: dict[str, Any]) -> ParsedQuestion | Outcome:
@@ -49,6 +54,7 @@ def read_answer(statement: str) -> str | None:
     line = first_line(statement)
     direct = _DIRECT.match(line)
     if direct and direct.group(1).isupper():
-        return None if _ANOTHER.match(line, direct.end()) else direct.group(1)
+        more = _ANOTHER.match(line, direct.end()) or _ANOTHER_IN_PARENTHESES.search(line, direct.end())
+        return None if more else direct.group(1)
     letters = set(_IN_PARENTHESES.findall(line))
     return letters.pop() if len(letters) == 1 else None

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_spell.types.numbers import MAX_CHARS, leading_number, parse_number
+from megatron_spell.types.numbers import MAX_CHARS, leading_number, open_word, parse_number
 
 READ = {
     "5.2": 5.2,
@@ -39,7 +39,51 @@ READ = {
     "5M": 5e6,
     "5 MM": 5e6,
     "5K": 5000,
-    "5 m": 5,
+    "$5.2m": 5.2e6,
+    "USD 5.2m": 5.2e6,
+    "5.2 mn": 5.2e6,
+    "$5 mm": 5e6,
+    "$5bn": 5e9,
+    "5 m dollars": 5e6,
+    "$5T": 5e12,
+    "5 tn": 5e12,
+    "5k": 5000,
+    "5.2 thousands": 5200,
+    "5 dozen": 60,
+    "5 lakh": 5e5,
+    "5 crore": 5e7,
+    "25 bps": 0.0025,
+    "25 basis points": 0.0025,
+    "12 pp": 0.12,
+    "(5.2)%": -0.052,
+    "(5.2%)": -0.052,
+    "$(5.2) million": -5.2e6,
+    "-(5.2)": -5.2,
+    "5.2x": 5.2,
+    "5.2 times": 5.2,
+    "5.2 (in millions)": 5.2e6,
+    "5.2 in millions of dollars": 5.2e6,
+    "5.2 dollars (in thousands)": 5200,
+    "5.2 (million)": 5.2e6,
+    "5.2 million (in millions)": 5.2e6,
+    "12.5 (percent)": 0.125,
+    "1 3/4": 1.75,
+    "1\u00bd": 1.5,
+    "-2 \u00bc": -2.25,
+    "\u00be": 0.75,
+    "10^3": 1000,
+    "10\u00b3": 1000,
+    "1.5\u00d710\u207b\u00b3": 0.0015,
+    "1.5\u00b710^3": 1500,
+    "5 m^2 of land": 5,
+    "5 m/s": 5,
+    "5 km\u00b2": 5,
+    "5'000": 5000,
+    "1\u2019234\u2019567": 1234567,
+    "-12% decrease": -0.12,
+    "12% of the decrease": 0.12,
+    "Rs. 5 crore": 5e7,
+    "CA$5": 5,
     "1e-05": 1e-5,
     "1.2E6": 1.2e6,
     "1.2 \u00d7 10^6": 1.2e6,
@@ -70,6 +114,17 @@ REFUSED = [
         "1" * 400,
         "5 " + "x" * 400,
     ),
+    *("5 m", "5.2m", "5 b", "5 t", "5 T", "5 mm", "5 m tall"),  # a unit or a scale
+    *(
+        "12% decrease",
+        "12.5% year-over-year decline",
+        "$5 million net loss",
+        "5 (decrease)",
+        "5 lower",
+    ),  # or its negative
+    *("5 or more", "5 and a half", "5 plus tax", "5 or six", "5 %%", "5 % million", "5% (in millions)"),
+    *("-(-5)", "--5", "5-", "5+", "+-5", "\u00b15", "5 \u00b1 1", "1 3/2", "1 234", "1234'567", "1'23", "5 3", "2^3"),
+    *("5 or", "> 5", "at least 5", "10\u00b3\u2070\u2070\u2070", "5\u00b2", "5:30", "0x10", "5 * 3", "5 x 3"),
     *("__import__('os').getcwd()", "9**9**9**9", "[1]", "True"),
 ]
 
@@ -87,8 +142,8 @@ def test_what_is_not_one_number_is_refused(text):
 
 
 def test_plain_writing_keeps_sign_and_scale_and_drops_decoration():
-    texts = ["-$5.2 Million", "(1,250)", "12.5 percent", "about 3/4 of it", "1.20 \u00d7 10^6"]
-    plain = ["-5.2 million", "-1250", "12.5%", "3/4", "1.20e6"]
+    texts = ["-$5.2 Million", "(1,250)", "12.5 percent", "about 3/4 of it", "1.20 \u00d7 10^6", "$5.2M", "1\u00bd%"]
+    plain = ["-5.2 million", "-1250", "12.5%", "3/4", "1.20e6", "5.2 million", "1 1/2%"]
     assert [parse_number(t).text for t in texts] == plain
 
 
@@ -108,6 +163,32 @@ def test_a_stated_scale_is_kept_apart_from_the_number_as_written():
 def test_a_leading_number_leaves_the_rest_and_takes_parentheses_for_decoration():
     number, rest = leading_number("(5.2 million) in 2019")
     assert (number.value, rest) == (5.2e6, " in 2019")
+
+
+def test_parentheses_of_accounts_turn_the_sign_of_a_leading_number_too():
+    for text in ("$(5.2)", "USD (5.2) in 2019", "(5.2)%", "(5.2) million of it", "-(5.2)"):
+        assert leading_number(text)[0].written == -5.2, text
+    for text in ("(5.2)", "(5.2%)", "($5.2 million)", "(5.2) years"):
+        assert leading_number(text)[0].written == 5.2, text
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("12% decrease", "decrease"),
+        ("12% (a decline)", "decline"),
+        ("5 m", "m"),
+        ("5 T", "t"),
+        ("12% increase", None),
+        ("12% of the decrease", None),
+        ("-12% decrease", None),
+        ("5 million m", None),
+        ("5 m/s", None),
+        ("5", None),
+    ],
+)
+def test_a_word_that_leaves_sign_or_scale_open_is_named(text, word):
+    assert open_word(*leading_number(text)) == word
 
 
 def test_a_leading_number_cut_by_the_length_bound_is_refused():

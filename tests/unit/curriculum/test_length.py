@@ -179,12 +179,13 @@ def test_draws_from_a_large_store_are_quick():
     sizes = tuple(300 + 37 * n % 900 for n in range(20))
     catalog = Catalog(tuple(SetEntry(f"set-{n}", sizes) for n in range(100_000)), separator_tokens=4)
     curriculum = make_curriculum(catalog, length={"start_tokens": 131072, "max_tokens": 131072})
-    filled = [read_tokens(Catalog(catalog.sets, 4), curriculum.draw(0)) / 131072]  # makes the memo of sets
+    curriculum.draw(0)
     started = time.process_time()
     draws = [curriculum.draw(index) for index in range(1, 101)]
     seconds = (time.process_time() - started) / 100
-    assert seconds < 0.01  # 1.2 ms on one core when this was written; permuting all documents alone takes 30
-    assert min(filled) > 0.98 and min(len(draw.distractors) for draw in draws) > 100
+    assert seconds < 0.01  # 0.4 ms on one core when this was written; to permute all documents alone took 58 ms
+    assert min(len(draw.distractors) for draw in draws) > 100
+    assert read_tokens(catalog, draws[-1]) > 0.98 * 131072
 
 
 # ---- what moves the budget ----

@@ -141,7 +141,7 @@ class LengthSection(Section):
 class TaskBalanceSection(Section):
     """Tasks with fewer usable questions are drawn more, so that what is trained on keeps to `data.task_weights`."""
 
-    enabled: bool = False
+    enabled: bool = False  # off: tasks are drawn by data.task_weights
     window: PositiveInt = 256  # rounds of a task over which its usable share is smoothed
     min_factor: Annotated[float, Field(gt=0, le=1)] = 0.25  # a task's weight is multiplied by no less
     max_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 4.0  # nor by more

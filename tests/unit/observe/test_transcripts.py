@@ -61,7 +61,9 @@ def test_a_round_is_written_with_all_that_was_said(tmp_path):
 def test_the_draw_is_written(tmp_path):
     examples = (QuestionAnswer("Who?", "Ada"),)
     others = (Distractor(0, "set-9", 7), Distractor(2, "set-8", 0))
-    draw = Draw(12, "set-3", TaskName.MULTIPLE_CHOICE, (1, 4), (1, 2, 4), examples, "C", others, 4096)
+    draw = Draw(
+        12, "set-3", TaskName.MULTIPLE_CHOICE, (1, 4), (1, 2, 4), examples, "C", distractors=others, budget_tokens=4096
+    )
     (record,) = written(tmp_path / "rounds.jsonl", [Round(draw, Outcome.PROMPT_TOO_LONG)])
     assert record["draw"] == {
         "index": 12,

@@ -128,7 +128,8 @@ class AlgoSection(Section):
 class LengthSection(Section):
     """The document budget: rises when the moving solve rate passes `raise_above`, falls when under `lower_below`."""
 
-    enabled: bool = True  # off: the responder always sees the whole set
+    enabled: bool = True  # off: the responder always sees the whole set, and nothing of other sets
+    distractors_from_other_sets: bool = True  # what a set's own documents leave of the budget is filled from others
     start_tokens: PositiveInt = 4096  # first budget
     max_tokens: PositiveInt = 32768  # last budget
     factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 2.0  # between one budget and the next
@@ -137,10 +138,20 @@ class LengthSection(Section):
     window: PositiveInt = 256  # rounds in the moving mean
 
 
+class TaskBalanceSection(Section):
+    """Tasks with fewer usable questions are drawn more, so that what is trained on keeps to `data.task_weights`."""
+
+    enabled: bool = False  # off: tasks are drawn by data.task_weights
+    window: PositiveInt = 256  # rounds of a task over which its usable share is smoothed
+    min_factor: Annotated[float, Field(gt=0, le=1)] = 0.25  # a task's weight is multiplied by no less
+    max_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 4.0  # nor by more
+
+
 class CurriculumSection(Section):
     memory_size: NonNegativeInt = 3  # L, per (set, task); 0 switches history off
     duplicate_similarity: Fraction = 0.8  # token-set similarity from which a remembered question counts as the same
     length: LengthSection = LengthSection()
+    task_balance: TaskBalanceSection = TaskBalanceSection()
 
 
 class MeshSection(Section):

@@ -67,13 +67,12 @@ class HistoryMemory:
         self._entries[set_id, task].append(entry)
         return True
 
-    def forget_oldest(self, set_id: str, task: TaskName) -> None:
-        """Drop one entry; nothing happens without history."""
-        entries = self._entries.get((set_id, task))
-        if entries:
-            entries.popleft()
-            if not entries:
-                del self._entries[set_id, task]
+    def forget(self, set_id: str, task: TaskName, question: QuestionAnswer) -> None:
+        """Drop the entry of this question; nothing happens where there is none (any more)."""
+        kept = [entry for entry in self.remembered(set_id, task) if entry.question != question]
+        self._entries.pop((set_id, task), None)
+        if kept:
+            self._entries[set_id, task].extend(kept)
 
     @property
     def num_entries(self) -> int:

@@ -42,6 +42,8 @@ def _draw(draw: Draw) -> dict:
         "task": draw.task,
         "shown": draw.shown,
         "answer_from": draw.answer_from,
+        "distractors": [{"place": d.place, "set": d.set_id, "document": d.document} for d in draw.distractors],
+        "budget_tokens": draw.budget_tokens,
         "examples": [{"question": example.question, "answer": example.answer} for example in draw.examples],
         "target_letter": draw.target_letter,
     }

@@ -38,7 +38,7 @@ async def blind_answers(draw: Draw, question: ParsedQuestion, table: Table) -> t
 
 async def answer_and_judge(draw: Draw, question: ParsedQuestion, table: Table) -> tuple[Answer, ...]:
     """G answers from the documents, in sample order, each scored, and judged where that matters, once it is there."""
-    documents = table.documents(draw, draw.answer_from)
+    documents = table.reading(draw)
     prompt = responder_prompt(table.templates, draw.task, documents, question)
     speaker = table.speaker(Role.RESPONDER, prompt, draw=draw, purpose="answer", key=draw.set_id)
     async with all_of() as group:

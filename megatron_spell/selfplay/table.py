@@ -53,6 +53,19 @@ class Table:
         every = self.document_set(draw.set_id).documents
         return [every[i] for i in indices]
 
+    def reading(self, draw: Draw) -> list[Document]:
+        """What the responder reads: `answer_from` in the set's order, documents of other sets at their places."""
+        documents = self.documents(draw, draw.answer_from)
+        for distractor in draw.distractors:  # by rising place, so that each comes to stand where it belongs
+            others = self.document_set(distractor.set_id).documents
+            documents.insert(distractor.place, others[distractor.document])
+        return documents
+
+    @property
+    def separator_tokens(self) -> int:
+        """Tokens between two documents of a prompt."""
+        return len(self.chat.encode(self.templates.fill("document_separator"))) - len(self.chat.encode(()))
+
     def speaker(self, role: Role, prompt: Prompt, *, draw: Draw, purpose: str, key: str | None = None) -> Speaker:
         """`role` before `prompt`.
 

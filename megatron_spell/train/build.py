@@ -71,7 +71,7 @@ def build_run(config: RunConfig, crew: Crew) -> Run:
 
     console.print(f"engines ready after {time.perf_counter() - started:.0f} s")
     table = build_table(config, store, fleet.pool)
-    curriculum = Curriculum(config, catalog(store), config.seed)
+    curriculum = Curriculum(config, catalog(store, table.separator_tokens), config.seed)
     host = "127.0.0.1" if config.cluster.ray_address is None else own_address()
     return Run(
         config=config,
@@ -102,9 +102,10 @@ def build_table(config: RunConfig, store: TokenStore, engine: Engine) -> Table:
     )
 
 
-def catalog(store: TokenStore) -> Catalog:
-    """The training sets of a store, as the curriculum sees them."""
-    return Catalog(tuple(SetEntry(set_id, store.document_lengths(set_id)) for set_id in store.set_ids("train")))
+def catalog(store: TokenStore, separator_tokens: int = 0) -> Catalog:
+    """The training sets of a store, as the curriculum sees them; `separator_tokens` stand between two documents."""
+    sets = tuple(SetEntry(set_id, store.document_lengths(set_id)) for set_id in store.set_ids("train"))
+    return Catalog(sets, separator_tokens)
 
 
 def draws_of(config: RunConfig, store: TokenStore, curriculum: Curriculum) -> Callable[[int], Draw]:

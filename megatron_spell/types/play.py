@@ -100,13 +100,27 @@ class ParsedQuestion:
 
 
 @dataclass(frozen=True, slots=True)
+class Distractor:
+    """A document of another set among those that the responder reads.
+
+    `place` is where it stands among all of them, counted from 0; `document` its index in the set `set_id`.
+    """
+
+    place: int
+    set_id: str
+    document: int
+
+
+@dataclass(frozen=True, slots=True)
 class Draw:
     """What a round is played on. A pure function of the seed, `index` and the curriculum's state.
 
     `shown` are the indices of the documents the questioner sees; `answer_from` those the responder sees
     (a superset of `shown`). `examples` are remembered questions on this set and task to go beyond.
     `target_letter` is the letter that a multiple-choice question must make right. `given` is a question from outside
-    (`play.questions`): nothing is asked then.
+    (`play.questions`): nothing is asked then. `distractors` are documents of other sets that the responder sees too, by
+    rising place. `budget_tokens` is the document budget that they and `answer_from` were chosen for; None when there
+    was none.
     """
 
     index: int
@@ -117,6 +131,8 @@ class Draw:
     examples: tuple[QuestionAnswer, ...] = ()
     target_letter: str | None = None
     given: ParsedQuestion | None = None
+    distractors: tuple[Distractor, ...] = ()
+    budget_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

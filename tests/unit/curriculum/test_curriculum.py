@@ -6,56 +6,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from megatron_spell.config.schema import RunConfig
-from megatron_spell.curriculum.curriculum import Catalog, Curriculum, SetEntry, in_words
+from megatron_spell.curriculum.curriculum import Catalog, SetEntry, in_words
 from megatron_spell.curriculum.errors import CurriculumError
-from megatron_spell.types.play import (
-    Answer,
-    Completion,
-    Draw,
-    Outcome,
-    ParsedQuestion,
-    QuestionAnswer,
-    Role,
-    Round,
-    TaskName,
-    Turn,
-)
+from megatron_spell.types.play import Outcome, ParsedQuestion, QuestionAnswer, Round, TaskName
+from tests.unit.curriculum.playing import ONE_SET, QA_ONLY, TURN, WIDE, make_curriculum, play_on, played
 
-CATALOG = Catalog(tuple(SetEntry(f"set-{n}", (100,) * 20) for n in range(4)))
-ONE_SET = Catalog((SetEntry("only", (100,) * 22),))
-QA_ONLY = {TaskName.GENERAL_QA: 1.0}
-EMPTY = np.zeros(0, dtype=np.int32)
-TURN = Turn(Role.RESPONDER, EMPTY, Completion(EMPTY, EMPTY, "stop", 0), "")
-
-
-def make_curriculum(catalog=CATALOG, seed=0, weights=None, play=None, **curriculum) -> Curriculum:
-    length = {"start_tokens": 1000, "max_tokens": 2000, "window": 2} | curriculum.pop("length", {})
-    config = RunConfig(
-        name="test",
-        run_folder="run",
-        model={"path": "model"},
-        data={"store": "store.h5"} | ({"task_weights": weights} if weights else {}),
-        play=play or {},
-        curriculum={"length": length} | curriculum,
-    )
-    return Curriculum(config, catalog, seed)
-
-
-def played(draw: Draw, rewards=(1.0, 0.0), outcome=Outcome.USABLE, question: str | None = None) -> Round:
-    """A round on `draw`, its question unlike any other unless given."""
-    words = question or " ".join(f"w{draw.index}x{n}" for n in range(6))
-    answers_G = tuple(Answer(TURN, "x", reward, reward=reward) for reward in rewards)
-    return Round(draw, outcome, ask=TURN, question=ParsedQuestion(words, "gold"), answers_G=answers_G)
-
-
-def play_on(curriculum: Curriculum, indices, **kind) -> list[Draw]:
-    draws = []
-    for index in indices:
-        draws.append(curriculum.draw(index))
-        curriculum.observe([played(draws[-1], **kind)])
-    return draws
-
+RANGES = ("0", "to_0.25", "to_0.5", "to_0.75", "below_1", "1")
 
 # ---- draws without history ----
 
@@ -99,7 +55,7 @@ def test_draws_depend_on_seed_and_index_and_not_on_what_was_drawn():
 
 
 def test_remembered_questions_widen_what_is_shown_from_visit_to_visit():
-    curriculum = make_curriculum(ONE_SET, weights=QA_ONLY)
+    curriculum = make_curriculum(ONE_SET, weights=QA_ONLY, length=WIDE)
     draws = play_on(curriculum, range(6))
     assert [len(draw.shown) for draw in draws] == [5, 10, 15, 20, 22, 22]
     assert [len(draw.examples) for draw in draws] == [0, 1, 2, 3, 3, 3]
@@ -123,6 +79,22 @@ def test_a_repeated_question_widens_nothing():
     draws = play_on(curriculum, range(3), question="who wrote the oldest of these letters?")
     assert [len(draw.shown) for draw in draws] == [5, 10, 10]
     assert curriculum.metrics()["curriculum/duplicates_refused"] == 1
+    assert curriculum.metrics()["curriculum/duplicate_rate"] == 1
+
+
+def test_the_near_duplicate_rate_is_of_the_usable_questions():
+    curriculum = make_curriculum(ONE_SET, weights=QA_ONLY)
+    said = ["who wrote the oldest of these letters?", "Who wrote the oldest of these letters", "another thing?"]
+    rounds = [played(curriculum.draw(index), question=said[index]) for index in range(3)]
+    unsolved = played(curriculum.draw(3), rewards=(0.0, 0.0), outcome=Outcome.UNSOLVED, question=said[0])
+    curriculum.observe([*rounds, unsolved])
+    assert curriculum.metrics()["curriculum/duplicate_rate"] == pytest.approx(1 / 3)
+
+
+def test_without_memory_nothing_is_a_duplicate():
+    curriculum = make_curriculum(ONE_SET, weights=QA_ONLY, memory_size=0)
+    play_on(curriculum, range(3), question="who wrote the oldest of these letters?")
+    assert curriculum.metrics()["curriculum/duplicates_refused"] == 0
 
 
 def test_without_memory_every_visit_is_the_first():
@@ -140,15 +112,23 @@ def test_history_is_of_the_set_and_the_task():
 
 
 def test_a_history_that_no_longer_fits_the_prompt_is_shortened():
-    curriculum = make_curriculum(ONE_SET, weights=QA_ONLY)
+    curriculum = make_curriculum(ONE_SET, weights=QA_ONLY, length=WIDE)
     play_on(curriculum, range(3))
-    too_long = [Round(curriculum.draw(index), Outcome.PROMPT_TOO_LONG) for index in range(3, 7)]
-    curriculum.observe(too_long[:1])
+    too_long = Round(curriculum.draw(3), Outcome.PROMPT_TOO_LONG)
+    curriculum.observe([too_long])
     assert len(curriculum.draw(4).examples) == 2
-    curriculum.observe([replace(too_long[1], ask=TURN)])  # the answerer's prompt: not the history's fault
+    curriculum.observe([replace(too_long, ask=TURN)])  # the answerer's prompt: not the history's fault
     assert len(curriculum.draw(4).examples) == 2
-    curriculum.observe(too_long[2:])
+    for index in (4, 5):
+        curriculum.observe([Round(curriculum.draw(index), Outcome.PROMPT_TOO_LONG)])
     assert len(curriculum.draw(7).shown) == 5
+
+
+def test_rounds_that_were_under_way_together_shorten_their_history_once():
+    curriculum = make_curriculum(ONE_SET, weights=QA_ONLY, length=WIDE)
+    play_on(curriculum, range(3))
+    curriculum.observe([Round(curriculum.draw(index), Outcome.PROMPT_TOO_LONG) for index in (3, 4, 5)])
+    assert len(curriculum.draw(6).examples) == 2
 
 
 def test_a_first_visit_that_does_not_fit_costs_no_history():
@@ -171,70 +151,6 @@ def test_a_multiple_choice_question_is_remembered_with_its_options():
     question = ParsedQuestion("Which one?", "B", ("red", "green", "blue", "none"))
     assert in_words(question) == QuestionAnswer("Which one?\n(A) red\n(B) green\n(C) blue\n(D) none", "B")
     assert in_words(ParsedQuestion("Who?", "Ada")) == QuestionAnswer("Who?", "Ada")
-
-
-# ---- length ----
-
-
-def test_distractors_fill_the_budget():
-    for index in range(20):
-        draw = make_curriculum().draw(index)
-        assert len(draw.answer_from) == 10
-
-
-def test_distractors_that_do_not_fit_are_passed_over():
-    curriculum = make_curriculum(Catalog((SetEntry("mixed", (10, 10, 10, 10, 10, 5000, 900, 10)),)))
-    kept = {documents for index in range(60) if 5 not in (documents := curriculum.draw(index).answer_from)}
-    assert (0, 1, 2, 3, 4, 6, 7) in kept
-
-
-def test_shown_documents_stay_over_budget():
-    curriculum = make_curriculum(Catalog((SetEntry("long", (5000,) * 20),)))
-    draw = curriculum.draw(0)
-    assert draw.answer_from == draw.shown
-
-
-def test_without_the_length_schedule_the_whole_set_is_answered_from():
-    curriculum = make_curriculum(length={"enabled": False})
-    assert curriculum.draw(0).answer_from == tuple(range(20))
-
-
-def test_a_growing_budget_only_adds_documents():
-    small, large = make_curriculum(), make_curriculum(length={"start_tokens": 1500})
-    for index in range(20):
-        assert set(small.draw(index).answer_from) < set(large.draw(index).answer_from)
-
-
-@pytest.mark.parametrize("outcome", [Outcome.USABLE, Outcome.TRIVIAL])
-def test_solved_rounds_raise_the_budget(outcome):
-    curriculum = make_curriculum()
-    play_on(curriculum, range(2), rewards=(1.0, 1.0), outcome=outcome)
-    assert curriculum.metrics()["curriculum/document_tokens"] == 2000
-    assert len(curriculum.draw(2).answer_from) == 20
-
-
-def test_unsolved_rounds_lower_it_again():
-    curriculum = make_curriculum()
-    play_on(curriculum, range(2), rewards=(1.0, 1.0), outcome=Outcome.TRIVIAL)
-    play_on(curriculum, range(2, 4), rewards=(0.0, 0.0), outcome=Outcome.UNSOLVED)
-    assert curriculum.metrics()["curriculum/document_tokens"] == 1000
-
-
-@pytest.mark.parametrize("outcome", [Outcome.UNGROUNDED, Outcome.BAD_FORMAT, Outcome.SURPLUS, Outcome.UNFINISHED])
-def test_rounds_that_did_not_reach_answering_say_nothing_of_length(outcome):
-    curriculum = make_curriculum()
-    play_on(curriculum, range(8), rewards=(1.0, 1.0), outcome=outcome)
-    metrics = curriculum.metrics()
-    assert metrics["curriculum/document_tokens"] == 1000
-    assert "curriculum/solve_rate" not in metrics
-
-
-def test_rounds_drawn_at_another_length_do_not_count():
-    curriculum = make_curriculum()
-    draws = [curriculum.draw(index) for index in range(4)]
-    curriculum.observe([played(draw, rewards=(1.0, 1.0), outcome=Outcome.TRIVIAL) for draw in draws])
-    assert curriculum.metrics()["curriculum/document_tokens"] == 2000
-    assert "curriculum/solve_rate" not in curriculum.metrics()  # the last two were played at 1000
 
 
 # ---- state and metrics ----
@@ -262,9 +178,34 @@ def test_metrics_tell_the_present_state():
         "curriculum/solve_rate": pytest.approx(1 / 3),
         "curriculum/shown_documents": 10,
         "curriculum/answer_documents": 10,
+        "curriculum/read_tokens": 1000,
+        "curriculum/budget_filled_share": 1,
+        "curriculum/over_budget_share": 0,
+        "curriculum/other_sets_share": 0,
         "curriculum/with_history_share": 1,
         "curriculum/duplicates_refused": 0,
+        "curriculum/duplicate_rate": 0,
+        "curriculum/rounds_of_other_length": 0,
+        **{f"curriculum/solve_rates/{name}": name == "to_0.5" for name in RANGES},
+        **{f"curriculum/usable_mix/{task}": task is TaskName.GENERAL_QA for task in TaskName},
     }
+
+
+def test_the_solve_rates_are_counted_by_range():
+    curriculum = make_curriculum(weights=QA_ONLY)
+    right_of_8 = {"0": [0], "to_0.25": [1, 2], "to_0.5": [3, 4], "to_0.75": [5, 6], "below_1": [7], "1": [8]}
+    rounds = [
+        played(curriculum.draw(right), rewards=(1.0,) * right + (0.0,) * (8 - right), outcome=outcome_of(right))
+        for right in range(9)
+    ]
+    curriculum.observe([*rounds, Round(curriculum.draw(9), Outcome.BAD_FORMAT)])
+    metrics = curriculum.metrics()
+    shares = {name: metrics[f"curriculum/solve_rates/{name}"] for name in RANGES}
+    assert shares == {name: pytest.approx(len(rights) / 9) for name, rights in right_of_8.items()}
+
+
+def outcome_of(right: int) -> Outcome:
+    return {0: Outcome.UNSOLVED, 8: Outcome.TRIVIAL}.get(right, Outcome.USABLE)
 
 
 def test_observing_nothing_is_allowed():
@@ -277,10 +218,15 @@ def test_a_state_of_another_store_or_format_is_refused():
     state = make_curriculum(ONE_SET).state()
     with pytest.raises(CurriculumError, match="its sets are not those of the saved run"):
         make_curriculum().load_state(state)
-    with pytest.raises(CurriculumError, match="format 9 is not 1"):
+    with pytest.raises(CurriculumError, match="format 9 is not 2"):
         make_curriculum(ONE_SET).load_state(state | {"format": 9})
-    with pytest.raises(CurriculumError, match="malformed"):
-        make_curriculum(ONE_SET).load_state({key: state[key] for key in ("format", "catalog")})
+    with pytest.raises(CurriculumError, match="format 1 is not 2; start a new run"):
+        make_curriculum(ONE_SET).load_state(state | {"format": 1})
+    for field in ("length", "tasks", "next_unseen"):
+        with pytest.raises(CurriculumError, match="start a new run"):
+            make_curriculum(ONE_SET).load_state({key: state[key] for key in state if key != field})
+    with pytest.raises(CurriculumError, match="usable rates are malformed"):
+        make_curriculum(ONE_SET).load_state(state | {"usable": {"general_qa": [1, 2]}})
 
 
 def test_a_catalog_that_cannot_be_drawn_from_is_refused():

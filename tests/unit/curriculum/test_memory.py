@@ -79,14 +79,17 @@ def test_a_memory_of_size_nothing_remembers_nothing():
     assert memory.num_entries == 0
 
 
-def test_forgetting_takes_the_oldest_and_ends_with_nothing():
+def test_forgetting_takes_one_question_and_ends_with_nothing():
     memory = HistoryMemory(3, 0.8)
-    memory.remember("s", QA, entry("first of all"))
-    memory.remember("s", QA, entry("something else then"))
-    memory.forget_oldest("s", QA)
+    first, second = entry("first of all"), entry("something else then")
+    memory.remember("s", QA, first)
+    memory.remember("s", QA, second)
+    memory.forget("s", QA, first.question)
     assert questions(memory) == ["something else then"]
-    memory.forget_oldest("s", QA)
-    memory.forget_oldest("s", QA)
+    memory.forget("s", QA, first.question)
+    assert questions(memory) == ["something else then"]
+    memory.forget("s", QA, second.question)
+    memory.forget("s", QA, second.question)
     assert (memory.num_entries, memory.num_histories) == (0, 0)
 
 

@@ -1,7 +1,16 @@
 import json
 
 from megatron_spell.observe.transcripts import write_rounds
-from megatron_spell.types.play import Draw, Outcome, ParsedQuestion, QuestionAnswer, Role, Round, TaskName
+from megatron_spell.types.play import (
+    Distractor,
+    Draw,
+    Outcome,
+    ParsedQuestion,
+    QuestionAnswer,
+    Role,
+    Round,
+    TaskName,
+)
 from tests.unit.observe.made_rounds import make_answer, make_round, make_turn, make_votes
 
 
@@ -51,7 +60,10 @@ def test_a_round_is_written_with_all_that_was_said(tmp_path):
 
 def test_the_draw_is_written(tmp_path):
     examples = (QuestionAnswer("Who?", "Ada"),)
-    draw = Draw(12, "set-3", TaskName.MULTIPLE_CHOICE, (1, 4), (1, 2, 4), examples, "C")
+    others = (Distractor(0, "set-9", 7), Distractor(2, "set-8", 0))
+    draw = Draw(
+        12, "set-3", TaskName.MULTIPLE_CHOICE, (1, 4), (1, 2, 4), examples, "C", distractors=others, budget_tokens=4096
+    )
     (record,) = written(tmp_path / "rounds.jsonl", [Round(draw, Outcome.PROMPT_TOO_LONG)])
     assert record["draw"] == {
         "index": 12,
@@ -59,6 +71,8 @@ def test_the_draw_is_written(tmp_path):
         "task": "multiple_choice",
         "shown": [1, 4],
         "answer_from": [1, 2, 4],
+        "distractors": [{"place": 0, "set": "set-9", "document": 7}, {"place": 2, "set": "set-8", "document": 0}],
+        "budget_tokens": 4096,
         "examples": [{"question": "Who?", "answer": "Ada"}],
         "target_letter": "C",
     }

@@ -1,13 +1,17 @@
 import asyncio
+import re
+from dataclasses import replace
 
 import pytest
 
+from megatron_spell.roles.responder import responder_prompt
 from megatron_spell.rollout.engine import EngineDied
 from megatron_spell.selfplay.round import play_round
-from megatron_spell.types.play import Draw, Outcome, QuestionAnswer, Role, Round, TaskName
+from megatron_spell.types.play import Distractor, Draw, Outcome, ParsedQuestion, QuestionAnswer, Role, Round, TaskName
 from tests.unit.selfplay.playing import Script, make_config, make_table
 
 DRAW = Draw(index=5, set_id="set-1", task=TaskName.GENERAL_QA, shown=(1, 3), answer_from=(0, 1, 3))
+QUESTION = ParsedQuestion("Which bird?", "red kite")
 CHOICE = '```json\n{"question": "Which?", "options": {"A": "w", "B": "x", "C": "y", "D": "z"}, "answer": "B"}\n```'
 
 
@@ -43,6 +47,28 @@ def test_each_role_reads_what_it_should(folder):
     assert "Document" not in judged.replace("Documents", "")
     assert "blue tit" in judged
     assert "red kite" in judged
+
+
+def test_documents_of_other_sets_are_answered_from_and_not_asked_about(folder):
+    others = (Distractor(0, "set-2", 3), Distractor(2, "set-0", 1), Distractor(3, "set-2", 0))
+    script = Script()
+    play(folder, script, replace(DRAW, distractors=others))
+    asked = next(prompt for role, prompt in script.heard if role == Role.QUESTIONER)
+    assert "of set 2" not in asked and "of set 0" not in asked
+    answered = [prompt for role, prompt in script.heard if role == Role.RESPONDER][1]
+    assert re.findall(r"Document \d of set \d", answered) == [
+        f"Document {document} of set {set_}" for set_, document in ((2, 3), (1, 0), (0, 1), (2, 0), (1, 1), (1, 3))
+    ]
+
+
+def test_the_tokens_between_documents_are_known(folder):
+    table = make_table(folder, Script())
+    one, two = (
+        table.chat.encode(responder_prompt(table.templates, TaskName.MATH_QA, table.documents(DRAW, which), QUESTION))
+        for which in ((0,), (0, 1))
+    )
+    (second,) = table.documents(DRAW, (1,))
+    assert table.separator_tokens == len(two) - len(one) - second.num_tokens > 0
 
 
 def test_history_is_shown(folder):

@@ -47,7 +47,7 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """`curves` holds (step, value) by name, the evaluations' accuracy first; `minutes` is None when not all is known."""
+    """`curves` holds (step, value) by name; `minutes` is None when not all of it is known."""
 
     variant: str
     seed: int

@@ -27,11 +27,11 @@ class Estimate:
 def over_seeds_and_questions(values_S_Q: np.ndarray) -> Estimate:
     """The mean of [S, Q] figures, for other seeds and other questions of the same kind. Raises ValueError when empty.
 
-    Two crossed random effects: the mean's variance is (MS_seeds + MS_questions - MS_rest) / SQ from the mean squares of
-    a two-way analysis of variance, with Satterthwaite's degrees of freedom. No mean square counts for less than the
-    rest's, so that few seeds that agree by chance do not narrow the interval. A bootstrap over three seeds would be too
-    narrow where seeds matter: it never draws a seed that it has not seen. With one seed the interval is for other
-    questions only.
+    Seeds and questions are crossed random effects. The mean's variance has two parts, from the mean squares of a
+    two-way analysis of variance: (MS_seeds - MS_rest) / SQ and MS_questions / SQ. Each goes in with the squared
+    Student's t of its own degrees of freedom, as in modified large-sample intervals (Graybill and Wang 1980). A
+    bootstrap over three seeds would be too narrow where seeds matter: it never draws a seed that it has not seen. With
+    one seed the interval is for other questions only.
     """
     num_seeds, num_questions = values_S_Q.shape
     if not values_S_Q.size:
@@ -43,17 +43,11 @@ def over_seeds_and_questions(values_S_Q: np.ndarray) -> Estimate:
     mean = values_S_Q.mean()
     of_seeds_S, of_questions_Q = values_S_Q.mean(axis=1) - mean, values_S_Q.mean(axis=0) - mean
     rest_S_Q = values_S_Q - mean - of_seeds_S[:, None] - of_questions_Q[None]
-    freedoms = np.array([num_seeds - 1, num_questions - 1, (num_seeds - 1) * (num_questions - 1)])
-    squares = np.array(
-        [num_questions * np.sum(of_seeds_S**2), num_seeds * np.sum(of_questions_Q**2), np.sum(rest_S_Q**2)]
-    )
-    seeds, questions, rest = squares / freedoms
-    seeds, questions = max(seeds, rest), max(questions, rest)
-    combined = seeds + questions - rest
-    if combined == 0:
-        return Estimate(float(mean), float(mean), float(mean))
-    freedom = combined**2 / np.sum(np.array([seeds, questions, rest]) ** 2 / freedoms)
-    return _around(mean, np.sqrt(combined / values_S_Q.size), freedom)
+    seeds = num_questions * np.sum(of_seeds_S**2) / (num_seeds - 1)
+    questions = num_seeds * np.sum(of_questions_Q**2) / (num_questions - 1)
+    rest = np.sum(rest_S_Q**2) / ((num_seeds - 1) * (num_questions - 1))
+    parts = _t(num_seeds - 1) ** 2 * max(seeds - rest, 0) + _t(num_questions - 1) ** 2 * max(questions, rest)
+    return _around(mean, np.sqrt(parts / values_S_Q.size))
 
 
 def over_seeds(values_S: np.ndarray) -> Estimate:
@@ -62,9 +56,13 @@ def over_seeds(values_S: np.ndarray) -> Estimate:
         raise ValueError("the mean of no figures")
     if values_S.size == 1:
         return Estimate(float(values_S[0]), None, None)
-    return _around(values_S.mean(), values_S.std(ddof=1) / np.sqrt(values_S.size), values_S.size - 1)
+    error = values_S.std(ddof=1) / np.sqrt(values_S.size)
+    return _around(values_S.mean(), _t(values_S.size - 1) * error)
 
 
-def _around(mean: float, standard_error: float, freedom: float) -> Estimate:
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * standard_error
+def _t(freedom: float) -> float:
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+
+
+def _around(mean: float, half: float) -> Estimate:
     return Estimate(float(mean), float(mean - half), float(mean + half))

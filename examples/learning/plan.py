@@ -97,21 +97,23 @@ class PlannedRun:
         """Raises ConfigError."""
         return load_config(self.file, self.overrides)
 
-    def claim(self) -> None:
-        """Note what the run is made from; a folder made from anything else is refused with PlanError.
+    def check(self) -> None:
+        """Raises PlanError when the folder holds a run of other settings, model or questions; ConfigError.
 
-        Otherwise a table could mix runs of different settings, models or questions.
+        Otherwise a table could mix what is not alike.
         """
-        config = self.config()
-        inputs, noted = hashes(config), _read(self.folder / INPUTS)
-        fields = differences(_read(self.folder / "config.json"), config.model_dump(mode="json"))
-        changed = [*fields, *(name for name in inputs if noted and noted.get(name) != inputs[name])]
+        config, noted = self.config(), _read(self.folder / INPUTS)
+        changed = differences(_read(self.folder / "config.json"), config.model_dump(mode="json"))
+        changed += [name for name, found in hashes(config).items() if noted.get(name, found) != found]
         if changed:
             raise PlanError(
-                f"{self.folder}: was made with other {', '.join(changed[:4])}; remove it or give another --out"
+                f"{self.folder}: was made with other {', '.join(changed[:4])}; move it or give another --out"
             )
+
+    def claim(self) -> None:
+        """Make the folder and note there what the run is made from."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / INPUTS).write_text(json.dumps(inputs, indent=1), encoding="utf-8")
+        (self.folder / INPUTS).write_text(json.dumps(hashes(self.config()), indent=1), encoding="utf-8")
 
 
 def planned_runs(experiment: Experiment, out: Path, common: Sequence[str] = ()) -> list[PlannedRun]:

@@ -21,7 +21,12 @@ def by_variant(results: Sequence[RunResult]) -> Results:
 
 
 def shortfalls(experiment: Experiment, results: Sequence[RunResult]) -> list[str]:
-    """One line for each seed of the base variant that is missing or does not come up to `required`."""
+    """One line for each seed of the base variant that is missing or does not come up to `required`.
+
+    None when the base is not among the experiment's variants.
+    """
+    if experiment.base not in experiment.variants:
+        return []
     required = experiment.required
     of_base = {result.seed: result for result in results if result.variant == experiment.base}
     lines = []
@@ -51,7 +56,9 @@ def learning_table(results: Sequence[RunResult]) -> str:
     rows = [_learning_row(result, parts) for result in sorted(results, key=lambda r: r.seed)]
     gain = mean_gain(results)
     mean = ["mean", "", f"**{points(gain.mean)}** {interval(gain)}", *[""] * (len(head) - 3)]
-    note = f"Intervals of 95 %, {_over(results)}. Cells are before → after, in per cent right unless the head says else."
+    note = (
+        f"Intervals of 95 %, {_over(results)}. Cells are before → after, in per cent right unless the head says else."
+    )
     return "\n".join([*_markdown(head, [*rows, mean]), "", note])
 
 
@@ -131,7 +138,7 @@ def same_direction(beside: Estimate, papers: float | None) -> str:
 def _over(results: Sequence[RunResult]) -> str:
     if gains_by_question(results) is None:
         return "Student's t over seeds"
-    return "over seeds and questions (two-way random effects)"
+    return "over seeds and questions as crossed random effects"
 
 
 def points(share: float) -> str:

@@ -74,6 +74,7 @@ class Runner:
 
     def _play(self, run: PlannedRun, slot: int) -> str | None:
         """The fault, or None."""
+        run.claim()
         log = run.folder / "console.log"
         began = time.time()
         _note(run.folder, began, None)

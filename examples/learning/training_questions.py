@@ -3,20 +3,21 @@
     python examples/learning/training_questions.py runs/quickstart/store.h5 --out runs/learning/training_questions.jsonl
 
 One JSON object a line, as examples/quickstart/make_questions.py writes them of held-out sets: set_id, task, question,
-gold, documents (all of the set's, in which the quoted fragment stands only once), options for multiple choice.
+gold, documents (the indices shown, as many as for the held-out ones), options for multiple choice.
 """
 
 import argparse
 import json
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 QUICKSTART = Path(__file__).parents[1] / "quickstart"
 sys.path.insert(0, str(QUICKSTART))
 
 from lookup import LookUp, Spans, look_up  # noqa: E402
+from make_questions import LENGTHS, some_documents  # noqa: E402
 
 from megatron_spell.data.errors import StoreError  # noqa: E402
 from megatron_spell.data.store import TokenStore  # noqa: E402
@@ -56,35 +57,43 @@ def _options() -> argparse.Namespace:
 
 
 def questions(sets: Sequence[DocumentSet], spans: Spans, number: int, seed: int) -> Iterator[dict]:
-    """Different questions, a third of each task and spread over the sets, in random order.
+    """Different questions, a third of each task and spread over the sets and lengths, in random order.
 
     Fewer of a task than that when the texts hold no more: one in 250 words of the reference is a number.
     """
-    made = [question for task in TaskName for question in _of_task(sets, task, spans, number // len(TaskName), seed)]
+    texts = {one.set_id: [spans.text(document, 0, document.num_tokens) for document in one.documents] for one in sets}
+    tasks = (_of_task(sets, texts, task, spans, number // len(TaskName), seed) for task in TaskName)
+    made = [question for questions in tasks for question in questions]
     random.Random(seed).shuffle(made)
     yield from made
 
 
-def _of_task(sets: Sequence[DocumentSet], task: TaskName, spans: Spans, number: int, seed: int) -> list[dict]:
+def _of_task(
+    sets: Sequence[DocumentSet],
+    texts: Mapping[str, Sequence[str]],
+    task: TaskName,
+    spans: Spans,
+    number: int,
+    seed: int,
+) -> list[dict]:
     rng, made = random.Random(f"{seed} {task} train"), {}
-    whole: dict[str, str] = {}
     for attempt in range(MAX_TRIES * number):
         if len(made) == number:
             break
         one = sets[attempt % len(sets)]
-        found = look_up(task, one.documents, spans, rng)
-        if one.set_id not in whole:
-            whole[one.set_id] = "\n".join(spans.text(document, 0, document.num_tokens) for document in one.documents)
-        if found is not None and whole[one.set_id].count(found.question) == 1:
-            made.setdefault((one.set_id, found.question), _record(one, found))
+        shown = some_documents(one, LENGTHS[len(made) % len(LENGTHS)], rng)
+        found = look_up(task, [one.documents[i] for i in shown], spans, rng)
+        # the fragment stands in what is shown only once, so there is one answer
+        if found is not None and sum(texts[one.set_id][i].count(found.question) for i in shown) == 1:
+            made.setdefault((one.set_id, found.question), _record(one, found, shown))
     return list(made.values())
 
 
-def _record(one: DocumentSet, found: LookUp) -> dict:
+def _record(one: DocumentSet, found: LookUp, shown: list[int]) -> dict:
     record = {"set_id": one.set_id, "task": found.task.value, "question": found.question, "gold": found.parsed.gold}
     if found.options is not None:
         record["options"] = dict(zip(LETTERS, found.options, strict=True))
-    return record | {"documents": list(range(len(one.documents)))}
+    return record | {"documents": shown}
 
 
 if __name__ == "__main__":

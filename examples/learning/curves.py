@@ -79,7 +79,7 @@ def _save(path: Path, num_panels: int, draw: Callable[[Sequence[Axes]], None]) -
     rows = -(-num_panels // columns)
     with mpl.rc_context(STYLE):
         figure = Figure((columns * PANEL_INCHES[0], rows * PANEL_INCHES[1]), layout="constrained")
-        panels = figure.subplots(rows, columns, squeeze=False).flatten()
+        panels = list(figure.subplots(rows, columns, squeeze=False).flatten())
         for axes in panels[num_panels:]:
             axes.set_axis_off()
         draw(panels[:num_panels])

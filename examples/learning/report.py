@@ -104,7 +104,22 @@ def ablation_table(experiment: Experiment, results: Sequence[RunResult]) -> str:
         f" differences in points too ({experiment.paper}). Same direction: *yes* or *no* where the interval of the"
         " difference lies on one side of zero, else *not resolved*."
     )
-    return "\n".join([*_markdown(head, rows), "", note])
+    return "\n".join([*_markdown(head, rows), "", *directions(experiment, results), note])
+
+
+def directions(experiment: Experiment, results: Sequence[RunResult]) -> list[str]:
+    """Where the paper's directions are found again, and where not, as one paragraph; empty without any to compare."""
+    grouped, said = by_variant(results), defaultdict(list)
+    for name, variant in experiment.variants.items():
+        beside = gain_beside(grouped.get(name, ()), grouped.get(experiment.base, ()))
+        if name != experiment.base and variant.paper is not None and beside is not None:
+            said[same_direction(beside, variant.paper)].append(variant.title)
+    found = [
+        f"{verdict.capitalize()}: {'; '.join(said[verdict])}."
+        for verdict in ("yes", "no", "not resolved")
+        if said[verdict]
+    ]
+    return [f"Same direction as in the paper? {' '.join(found)}", ""] if found else []
 
 
 def _ablation_row(experiment: Experiment, name: str, mine: Sequence[RunResult], base: Sequence[RunResult]) -> list[str]:

@@ -1,17 +1,18 @@
 """From run folders to tables: known answers, what is missing, what the paper says."""
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
 from collecting import CURVES, collect, gain_beside, gains_by_question, mean_gain
 from intervals import Estimate
 from plan import PlanError, planned_runs
-from report import ablation_table, fill, learning_table, page, same_direction, shortfalls
+from report import ablation_table, directions, fill, learning_table, page, same_direction, shortfalls
 
 from tests.unit.learning.folders import evaluation, write_run
 
-SEEDS = (0, 1, 2)
+SEEDS, NAMES = (0, 1, 2), ("full", "no_memory")
 BEFORE = [4, 4, 0, 8]  # of 8: half of them right
 BETTER, WORSE = [6, 6, 4, 8], [5, 4, 0, 8]
 
@@ -143,6 +144,18 @@ def test_a_variant_without_runs_has_a_row_of_dashes(experiment, finished):
 )
 def test_directions(low, high, papers, said):
     assert same_direction(Estimate(0.0, low, high), papers) == said
+
+
+def test_directions_are_summed_up(experiment, finished, results):
+    said, _ = directions(experiment, results)
+    assert said == "Same direction as in the paper? Not resolved: no memory." and said in ablation_table(
+        experiment, results
+    )
+    assert directions(experiment, [r for r in results if r.variant == "full"]) == []
+    clear = finished(
+        {(name, seed): ([0] * 9, [5 if name == "full" else 4] * 9) for name, seed in product(NAMES, SEEDS)}
+    )
+    assert directions(experiment, clear)[0].endswith("Yes: no memory.")
 
 
 def test_the_learning_table(results):

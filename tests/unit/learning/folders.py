@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-QUICKSTART = Path(__file__).parents[3] / "examples/quickstart"
+ROOT = Path(__file__).parents[3]
+QUICKSTART = ROOT / "examples/quickstart"
 
 
 def evaluation(when: str, step: int, num_right: list[int], asked: str | None = "these", **more) -> dict:

@@ -11,6 +11,7 @@ from intervals import Estimate, over_seeds, over_seeds_and_questions
 from plan import PlannedRun
 
 CURVES = ("curriculum/document_tokens", "responder/solve_rate/mean", "policy/entropy/mean", "rounds/usable_share")
+TO_LENGTH = "accuracy to tokens/"  # before the upper bound of a length
 ATTEMPTS = "attempts.jsonl"
 
 
@@ -47,7 +48,10 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """`curves` holds (step, value) by name; `minutes` is None when not all of it is known."""
+    """`curves` holds (step, value) by name; `minutes` is None when not all of it is known.
+
+    `signs` counts the steps that showed a sign of collapse (docs/debugging.md), by sign.
+    """
 
     variant: str
     seed: int
@@ -56,6 +60,7 @@ class RunResult:
     before: Evaluated
     after: Evaluated
     curves: dict[str, list[tuple[int, float]]]
+    signs: dict[str, int]
 
     @property
     def gain(self) -> float:
@@ -78,14 +83,29 @@ def collect(runs: Iterable[PlannedRun]) -> list[RunResult]:
 
 def _result(run: PlannedRun) -> RunResult | None:
     evaluations = _lines(run.folder / "evaluations.jsonl")
-    by_time = {entry["when"]: Evaluated.of(entry) for entry in evaluations}
+    asked = [Evaluated.of(entry) for entry in evaluations]
+    by_time = {entry["when"]: evaluated for entry, evaluated in zip(evaluations, asked)}
     if not {"before", "after"} <= by_time.keys():
         return None
     steps = _lines(run.folder / "metrics.jsonl")
-    measured = sorted({e["step"]: (e["step"], e["overall"]["mean"]) for e in evaluations}.values())
-    curves = {"accuracy": measured} | {name: _curve(steps, name) for name in CURVES}
+    curves = evaluated_curves(asked) | {name: _curve(steps, name) for name in CURVES}
     before, after = by_time["before"], by_time["after"]
-    return RunResult(run.variant, run.seed, after.step, minutes(run.folder), before, after, curves)
+    told = json.loads((run.folder / "summary.json").read_text(encoding="utf-8")).get("steps_of_signs", {})
+    signs = {sign: count for sign, count in told.items() if count}
+    return RunResult(run.variant, run.seed, after.step, minutes(run.folder), before, after, curves, signs)
+
+
+def evaluated_curves(evaluations: Sequence[Evaluated]) -> dict[str, list[tuple[int, float]]]:
+    """Over steps: accuracy, pass@k, longest usable length, and accuracy up to each length; what there is of them."""
+    curves: dict[str, dict[int, float]] = {"accuracy": {}, "pass_at_all": {}, "longest_usable_tokens": {}}
+    for evaluated in evaluations:  # the last step may have been asked twice; the answers are the same
+        curves["accuracy"][evaluated.step] = evaluated.accuracy
+        curves["pass_at_all"][evaluated.step] = evaluated.pass_at_all
+        if evaluated.longest_usable_tokens is not None:
+            curves["longest_usable_tokens"][evaluated.step] = evaluated.longest_usable_tokens
+        for tokens, mean in evaluated.by_length.items():
+            curves.setdefault(f"{TO_LENGTH}{tokens}", {})[evaluated.step] = mean
+    return {name: sorted(curve.items()) for name, curve in curves.items()}
 
 
 def _curve(steps: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:

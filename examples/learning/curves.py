@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from collecting import RunResult
+from collecting import TO_LENGTH, RunResult
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from plan import Experiment
@@ -19,6 +19,8 @@ STYLE = {"svg.fonttype": "none", "svg.hashsalt": "learning", "font.size": 8, "ax
 STYLE |= {"axes.spines.right": False, "legend.frameon": False, "axes.titlesize": 9}
 PANELS = {
     "accuracy": "held-out accuracy",
+    "pass_at_all": "held-out pass@k",
+    "longest_usable_tokens": "longest usable length, tokens",
     "responder/solve_rate/mean": "solve rate in play",
     "curriculum/document_tokens": "document tokens in play",
     "policy/entropy/mean": "entropy, nats",
@@ -26,15 +28,21 @@ PANELS = {
 
 
 def learning_figure(path: Path, results: Sequence[RunResult]) -> None:
-    """One variant: accuracy, solve rate in play, document length and entropy over steps, as SVG."""
+    """One variant over steps: what PANELS names, and accuracy by document tokens, as SVG."""
+    lengths = sorted({int(name.removeprefix(TO_LENGTH)) for r in results for name in r.curves if TO_LENGTH in name})
 
     def draw(panels: Sequence[Axes]) -> None:
         for axes, (name, title) in zip(panels, PANELS.items()):
             _lines(axes, results, name, FULL)
             axes.set_title(title)
         panels[0].legend(loc="lower right")
+        for tokens in lengths:
+            axes = panels[len(PANELS)]
+            axes.plot(*_columns(mean_curve(results, f"{TO_LENGTH}{tokens}")), label=f"to {tokens} tokens")
+            axes.set_title("held-out accuracy by length")
+            axes.legend(loc="best")
 
-    _save(path, len(PANELS), draw)
+    _save(path, len(PANELS) + bool(lengths), draw)
 
 
 def ablation_figure(path: Path, experiment: Experiment, results: Sequence[RunResult]) -> None:

@@ -1,7 +1,7 @@
 """Tables of what the runs came to, in Markdown, and whether the base variant learned what is required."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -96,7 +96,7 @@ def ablation_table(experiment: Experiment, results: Sequence[RunResult]) -> str:
     k = base[0].after.num_samples
     head = [
         *("variant", "seeds", "gain, points", "beside full", "the paper's", "same direction?"),
-        *(f"pass@{k}, points", "minutes a run"),
+        *(f"pass@{k}, points", "signs of collapse", "minutes a run"),
     ]
     rows = [_ablation_row(experiment, name, grouped.get(name, ()), base) for name in experiment.variants]
     note = (
@@ -126,7 +126,7 @@ def _ablation_row(experiment: Experiment, name: str, mine: Sequence[RunResult], 
     variant = experiment.variants[name]
     papers = "-" if variant.paper is None else f"{variant.paper:+.1f}"
     if not mine:
-        return [variant.title, f"0 of {len(experiment.seeds)}", *["-"] * 2, papers, *["-"] * 3]
+        return [variant.title, f"0 of {len(experiment.seeds)}", *["-"] * 2, papers, *["-"] * 4]
     gain, beside = mean_gain(mine), None if name == experiment.base else gain_beside(mine, base)
     spent = [result.minutes for result in mine if result.minutes is not None]
     return [
@@ -137,8 +137,15 @@ def _ablation_row(experiment: Experiment, name: str, mine: Sequence[RunResult], 
         papers,
         "-" if beside is None else same_direction(beside, variant.paper),
         points(float(np.mean([result.pass_change for result in mine]))),
+        _signs(mine),
         _or_dash(float(np.mean(spent)) if spent else None, ".1f"),
     ]
+
+
+def _signs(results: Sequence[RunResult]) -> str:
+    """Which were told, and in how many of the runs."""
+    told = Counter(sign for result in results for sign in result.signs)
+    return ", ".join(f"{sign} ({count} of {len(results)})" for sign, count in sorted(told.items())) or "none"
 
 
 def same_direction(beside: Estimate, papers: float | None) -> str:

@@ -28,7 +28,7 @@ def write_run(folder: Path, evaluations: list[dict], seconds: tuple = (90.0,)) -
         "evaluations.jsonl": evaluations,
         "metrics.jsonl": metrics,
         "attempts.jsonl": attempts,
-        "summary.json": [{}],
+        "summary.json": [{"steps_of_signs": {"always_yes": 3, "entropy_low": 0}}],
     }
     for name, lines in files.items():
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

@@ -45,7 +45,9 @@ def test_each_seed_has_a_line(results, monkeypatch, tmp_path):
     import curves
 
     seen = []
-    monkeypatch.setattr(curves.Axes, "plot", lambda self, x, y, **style: seen.append((list(x), style["linewidth"])))
+    monkeypatch.setattr(
+        curves.Axes, "plot", lambda self, x, y, **style: seen.append((list(x), style.get("linewidth", 9)))
+    )
     monkeypatch.setattr(curves.Axes, "legend", lambda self, **_: None)
     curves.learning_figure(tmp_path / "learning.svg", [r for r in results if r.variant == "full"])
     thin = [x for x, width in seen if width < 1]

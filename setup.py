@@ -39,6 +39,8 @@ GPU = [
 
 RAY = ["ray==2.55.1"]  # actors that hold the engines; one version on all nodes of a cluster
 
+LEARN = ["matplotlib>=3.9,<4"]  # plots of examples/learning
+
 DEV = [
     "pytest>=8,<10",
     "pytest-cov>=5,<8",
@@ -58,7 +60,7 @@ setup(
     packages=find_packages(include=["megatron_spell*", "tokenizer_tools*"]),
     package_data={"megatron_spell.config": ["hardware.yaml"], "megatron_spell.roles": ["templates/*"]},
     install_requires=CORE,
-    extras_require={"cpu": CPU, "gpu": GPU, "ray": RAY, "dev": DEV},
+    extras_require={"cpu": CPU, "gpu": GPU, "ray": RAY, "learn": LEARN, "dev": DEV},
     entry_points={
         "console_scripts": [
             "megatron-spell=megatron_spell.cli.main:main",

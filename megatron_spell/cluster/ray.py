@@ -19,6 +19,7 @@ from megatron_spell.cluster.guard import MARK, start_guard
 from megatron_spell.cluster.handles import ActorDied, CallTimeout, ClusterError, build, run_method
 
 OBJECT_STORE_BYTES = 200 * 2**20  # only completions and plans pass through it
+MAX_CALLS = 100_000  # under way on one object; of Ray's own 1000, held requests would leave no room to go on
 LOG_TAIL_LINES = 5
 LOG_TAIL_BYTES = 4096
 
@@ -81,6 +82,7 @@ class RayCluster:
             "runtime_env": {"env_vars": {**(env or {}), MARK: mark}},
             "max_restarts": 0,
             "max_task_retries": 0,
+            "max_concurrency": MAX_CALLS,
         }
         actor = ray.remote(_Host).options(**options).remote(mark, str(log) if log else None)
         handle = RayHandle(actor, name, log)

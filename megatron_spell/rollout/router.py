@@ -3,7 +3,8 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from megatron_spell.rollout.engine import (
     EngineUnusable,
     SamplingSpec,
 )
+from megatron_spell.rollout.turnstile import unless
 from megatron_spell.types.play import Completion
 
 MAX_KEYS = 4096  # homes remembered; the caches of older ones are long overwritten
@@ -30,6 +32,13 @@ class _Seat:
     number: int
     engine: Engine
     load: int = 0
+    why: str = ""
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def until_lost(self) -> NoReturn:
+        """Raises EngineDied as soon as the engine is lost: one that hangs would not say so itself."""
+        await self.lost.wait()
+        raise EngineDied(self.why)
 
 
 class EnginePool:
@@ -74,10 +83,12 @@ class EnginePool:
         return {number: seat.load for number, seat in sorted(self._seats.items())}
 
     def lose(self, number: int, why: str) -> None:
-        """Give this engine no more requests; nothing where it has none. Requests under way on it end as it ends."""
+        """Give this engine no more requests; those under way on it go to another. Nothing where it gets none."""
         seat = self._seats.pop(number, None)
         if seat is not None:
             self._losses.append(why)
+            seat.why = why
+            seat.lost.set()
             self._on_loss(number, seat.engine, why)
 
     def join(self, number: int, engine: Engine) -> None:
@@ -101,7 +112,7 @@ class EnginePool:
             seat = self._choose(key)
             seat.load += spec.n
             try:
-                return await seat.engine.generate(prompt_ids_T, spec, key=key)
+                return await unless(seat.until_lost(), seat.engine.generate(prompt_ids_T, spec, key=key))
             except (EngineDied, EngineUnusable, EngineTimeout) as error:
                 why = str(error)
             finally:

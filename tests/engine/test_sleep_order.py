@@ -66,8 +66,8 @@ def test_weights_wake_first_and_requests_wait_for_the_cache(asleep):
         "wake_up ['weights']",
         "start_weight_update",
         "finish_weight_update weight_version=5",
-        "wake_up ['kv_cache']",
         "reset_prefix_cache reset_running_requests=False",
+        "wake_up ['kv_cache']",
     ]
     assert (engine._turnstile.version, engine._turnstile.updating) == (5, False)
 

@@ -44,6 +44,21 @@ def cluster():
     cluster.close()
 
 
+def test_many_open_calls_leave_room_for_another(cluster):
+    """Ray lets an actor have 1000 at a time: requests that are held would keep out the call that lets them go on."""
+
+    async def play():
+        handle = await cluster.spawn(HELD, {"base": 10}, name="engine 0")
+        held = [asyncio.create_task(handle.call("hang", timeout_s=60)) for _ in range(1200)]
+        await asyncio.sleep(0)
+        assert await handle.call("add", 1, timeout_s=20) == 11
+        assert not any(call.done() for call in held)
+        await handle.close(timeout_s=1)
+        assert all(isinstance(end, ActorDied) for end in await asyncio.gather(*held, return_exceptions=True))
+
+    asyncio.run(play())
+
+
 def test_calls_overlap_records_travel_and_errors_keep_their_class(cluster):
     async def play():
         handle = await cluster.spawn(HELD, {"base": 10}, name="engine 0", env={"MADE_UP": "yes"})

@@ -63,7 +63,7 @@ class Storm:
             engine._turnstile.break_down("struck")  # later requests fail; those inside end well
         elif how == "die":  # its next request fails, then everything it is asked
             error = KINDS[int(self.rng.integers(3))]("struck")
-            engine.failures = {call: error for call in range(engine.counts.calls, engine.counts.calls + 4096)}
+            engine.failures = dict.fromkeys(range(engine.counts.calls, engine.counts.calls + 4096), error)
         else:  # whatever it is asked from now on stays open until somebody notices
             engine.delay_s = lambda call: 3600.0
             asyncio.get_running_loop().call_later(0.004, self.pool.lose, number, "it hung")
@@ -100,7 +100,7 @@ def test_every_request_comes_back_once_with_the_words_of_its_seed(seed, monkeypa
     assert set(storm.pool.loads.values()) == {0}
     assert len(storm.losses) >= 10 and {"join", "leave", "hang", "die", "close"} <= set(storm.struck)
     asked = sum(engine.counts.calls for engine in storm.made)
-    assert NUM_REQUESTS < asked, "no request had to be asked twice, so the storm shows nothing"
+    assert asked > NUM_REQUESTS, "no request had to be asked twice, so the storm shows nothing"
 
 
 def test_keys_stay_together_while_engines_come_and_go(monkeypatch):
@@ -108,4 +108,5 @@ def test_keys_stay_together_while_engines_come_and_go(monkeypatch):
     monkeypatch.setattr(router, "MAX_TRIES", NUM_EVENTS)
     storm, _ = asyncio.run(asyncio.wait_for(ride(7), 30))
     homes = {key: {i for i, engine in enumerate(storm.made) if key in engine.keys} for key in storm.made[0].keys}
-    assert np.mean([len(engines) for engines in homes.values()]) < len(storm.made) / 2
+    engines_of_a_key = np.mean([len(engines) for engines in homes.values()])
+    assert engines_of_a_key < 0.42 * len(storm.made)  # without keys: more than half

@@ -39,7 +39,9 @@ def test_an_engine_that_gives_no_answer_is_named_after_the_limit():
 
 
 def test_a_ping_that_fails_says_why():
-    assert waited(Patient(0.0, error=EngineDied("engine 4 died: out of memory")), 5)[0] == "engine 4 died: out of memory"
+    assert (
+        waited(Patient(0.0, error=EngineDied("engine 4 died: out of memory")), 5)[0] == "engine 4 died: out of memory"
+    )
 
 
 def test_slow_answers_within_the_limit_are_answers():

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -33,8 +34,7 @@ class Fleet:
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._wait_s = start_timeout_s + CLOSE_S  # the start's own limit comes first
-        hope = {"is_hope": lambda: bool(self._starting or self._back), "wait_s": self._wait_s + CLOSE_S}
-        self.pool = EnginePool(engines, on_loss=self._part_with, **hope)
+        self.pool = EnginePool(engines, on_loss=self._part_with, hope_s=self._hope_s)
         self._start, self._max_restarts, self._tell = start, max_restarts, tell
         self._restarts: dict[int, int] = defaultdict(int)
         self._reasons: dict[int, str] = {}  # the last of each number
@@ -97,6 +97,10 @@ class Fleet:
         self._starting[number] = task
         task.add_done_callback(lambda _: self._started(number))
 
+    def _hope_s(self) -> float:
+        """One that is back waits for weights as long as the policy trains, which has limits of its own."""
+        return math.inf if self._back else self._wait_s + CLOSE_S if self._starting else 0.0
+
     def _watch(self, number: int, engine: Engine) -> None:
         async def lose_when_silent(limit_s: float) -> None:
             await self.lose(number, engine, await until_silent(engine, limit_s))
@@ -119,6 +123,7 @@ class Fleet:
             except (EngineError, ClusterError) as error:
                 self._reasons[number] = str(error)
                 self._tell(f"{lost.name} did not start again: {error}")
+                self.pool.look_again()  # the next start has its own time
                 continue
             self._back[number] = engine
             self._watch(number, engine)

@@ -32,8 +32,7 @@ class Storm:
         self.pool = EnginePool(
             [self.engine(number) for number in range(NUM_ENGINES)],
             on_loss=lambda number, engine, why: self.losses.append(why),
-            is_hope=lambda: True,
-            wait_s=5.0,
+            hope_s=lambda: 5.0,
         )
 
     def engine(self, number: int) -> ScriptedEngine:

@@ -169,3 +169,40 @@ def test_who_is_back_is_watched_too():
     told = asyncio.run(play())
     assert told[-1] == "engine 0 is given up: rollout.max_restarts = 2 are used up"
     assert sum("engine 0 hangs" in line for line in told) == 2
+
+
+def test_requests_wait_for_weights_as_long_as_the_policy_trains(monkeypatch):
+    monkeypatch.setattr("megatron_spell.train.fleet.CLOSE_S", 0.02)
+
+    async def play():
+        fleet, (first,), _ = make(at_once, start_timeout_s=0.05)
+        await fleet.lose(0, first, "planted")
+        asked = asyncio.create_task(fleet.pool.generate(PROMPT, SPEC))
+        await asyncio.sleep(0.3)  # longer than a start may take
+        assert not asked.done()
+        await fleet.admit(await fleet.present(), version=1)
+        await asyncio.wait_for(asked, 5)
+
+    asyncio.run(play())
+
+
+def test_each_start_of_several_has_its_own_time(monkeypatch):
+    monkeypatch.setattr("megatron_spell.train.fleet.CLOSE_S", 0.02)
+    starts = []
+
+    async def third_time_lucky(number: int) -> ScriptedEngine:
+        starts.append(number)
+        await asyncio.sleep(0.08)
+        if len(starts) < 3:
+            raise EngineError("engine 0 did not start: no room")
+        return engine(number)
+
+    async def play():
+        fleet, (first,), _ = make(third_time_lucky, start_timeout_s=0.1, max_restarts=3)
+        await fleet.lose(0, first, "planted")
+        asked = asyncio.create_task(fleet.pool.generate(PROMPT, SPEC))
+        await asyncio.sleep(0.35)
+        await fleet.admit(await fleet.present(), version=1)
+        await asyncio.wait_for(asked, 5)
+
+    asyncio.run(play())

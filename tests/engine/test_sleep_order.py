@@ -8,6 +8,7 @@ import pytest
 
 from megatron_spell.rollout.engine import EngineError, EngineTimeout, SamplingSpec
 from megatron_spell.rollout.vllm_engine import VllmEngine
+from megatron_spell.rollout.vllm_settings import prepare_environment
 from tests.engine.tiny_qwen3 import SETTINGS
 
 pytestmark = pytest.mark.slow
@@ -50,6 +51,9 @@ class Recorder:
 @pytest.fixture
 def asleep(monkeypatch):
     """An engine that believes in a GPU, and what it asks of vLLM."""
+    prepare_environment(SETTINGS.start_timeout_s)
+    import vllm.outputs
+    import vllm.sampling_params  # noqa: F401 - takes seconds, which are not to count as a completion's
     from vllm.platforms import current_platform
 
     monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
@@ -112,13 +116,13 @@ def test_an_engine_with_gpus_of_its_own_does_not_sleep(asleep):
 
 def test_requests_in_flight_are_held_while_the_engine_sleeps(asleep):
     """Longer than a completion may take: time in which it is held does not count."""
-    engine, llm = asleep(level=2, limit_s=1.0, in_flight=True)
+    engine, llm = asleep(level=2, limit_s=1.5, in_flight=True)
 
     async def play():
         writing = asyncio.create_task(engine.generate(np.zeros(4, np.int32), SPEC))
         await llm.inside.wait()
         assert await engine.sleep() is None
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(1.8)
         assert not writing.done()
         await engine.wake("weights")
         await engine.begin_update()

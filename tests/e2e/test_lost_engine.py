@@ -21,7 +21,7 @@ from tests.engine.tiny_qwen3 import Reference
 pytestmark = pytest.mark.slow
 
 BRIDGE_TIMEOUT_S = 20
-STALL_TIMEOUT_S = 8
+STALL_TIMEOUT_S = 15
 SETTINGS = {
     "policy.optimizer.lr": "3e-2",
     "rollout.engines": 2,

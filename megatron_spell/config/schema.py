@@ -273,6 +273,9 @@ class RolloutSection(Section):
     enforce_eager: bool = False  # no compilation: starts faster, runs slower
     start_timeout_s: PositiveFloat = 600.0  # longest wait for an engine to start
     request_timeout_s: PositiveFloat = 1800.0  # longest wait for one completion
+    stall_timeout_s: PositiveFloat = (
+        300.0  # an engine that gives no sign of life for so long hangs and is lost; longer than any step of its workers
+    )
     max_restarts: NonNegativeInt = 3  # of each engine that is lost; one that is lost once more is given up
 
     def mesh(self) -> EngineMesh:

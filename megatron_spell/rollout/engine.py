@@ -107,4 +107,11 @@ class Engine(Protocol):
         """Take the memory of `part` back, weights first. Raises EngineError when there are no weights to go on with."""
         ...
 
+    async def ping(self) -> None:
+        """Return when every process of the engine that commands work has answered: a sign of life.
+
+        During an update, whose steps have limits of their own, it may return at once. Raises EngineError.
+        """
+        ...
+
     async def close(self) -> None: ...

@@ -24,6 +24,7 @@ class RemoteEngine:
         self._handle = handle
         self._start_limit_s = settings.start_timeout_s + MARGIN_S
         self._request_limit_s = 2 * settings.request_timeout_s + MARGIN_S  # an update to wait for, then the completion
+        self._ping_limit_s = settings.stall_timeout_s + MARGIN_S  # who pings gives up before
         self._update_limit_s = 3 * update_timeout_s + MARGIN_S  # finish_update takes three steps
 
     @classmethod
@@ -97,6 +98,9 @@ class RemoteEngine:
     async def digests(self, probes: Sequence[Probe]) -> list[dict[str, str]]:
         """See VllmEngine."""
         return await self._call("digests", probes, limit_s=self._update_limit_s)
+
+    async def ping(self) -> None:
+        await self._call("ping", limit_s=self._ping_limit_s)
 
     async def close(self) -> None:
         await self._handle.close()

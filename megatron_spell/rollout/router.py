@@ -1,9 +1,11 @@
 """Several engines as one."""
 
 import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from megatron_spell.rollout.engine import (
     EngineUnusable,
     SamplingSpec,
 )
+from megatron_spell.rollout.turnstile import unless
 from megatron_spell.types.play import Completion
 
 MAX_KEYS = 4096  # homes remembered; the caches of older ones are long overwritten
@@ -30,6 +33,13 @@ class _Seat:
     number: int
     engine: Engine
     load: int = 0
+    why: str = ""
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def until_lost(self) -> NoReturn:
+        """Raises EngineDied as soon as the engine is lost: one that hangs would not say so itself."""
+        await self.lost.wait()
+        raise EngineDied(self.why)
 
 
 class EnginePool:
@@ -38,8 +48,8 @@ class EnginePool:
     Load is counted in samples under way. A key leaves its engine for the least loaded one when it has more than
     `max_imbalance` samples more. Engines have numbers, from 0 in the order given. One that dies, is unusable or does
     not answer in time is lost: `on_loss(number, engine, why)` hears of it, and its requests go to another, where their
-    seeds give the same completions. When none is live, requests wait for one to join as long as `is_hope` says that one
-    may, `wait_s` at most. Weights are brought to the single engines, not to the pool. One event loop only.
+    seeds give the same completions. When none is live, requests wait for one to join; `hope_s` says how many seconds
+    from the last change on, 0 where there is no hope. Weights are brought to the single engines, not to the pool. One event loop only.
     """
 
     def __init__(
@@ -49,8 +59,7 @@ class EnginePool:
         max_imbalance: int = 64,
         name: str = "engines",
         on_loss: OnLoss = lambda number, engine, why: None,
-        is_hope: Callable[[], bool] = lambda: False,
-        wait_s: float = 0.0,
+        hope_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         if not engines:
             raise EngineError("a pool needs at least one engine")
@@ -58,7 +67,7 @@ class EnginePool:
         self._seats = {number: _Seat(number, engine) for number, engine in enumerate(engines)}
         self._homes: OrderedDict[str, int] = OrderedDict()
         self._max_imbalance = max_imbalance
-        self._on_loss, self._is_hope, self._wait_s = on_loss, is_hope, wait_s
+        self._on_loss, self._hope_s = on_loss, hope_s
         self._changed = asyncio.Event()
         self._losses: list[str] = []
         self._closed = False
@@ -74,10 +83,12 @@ class EnginePool:
         return {number: seat.load for number, seat in sorted(self._seats.items())}
 
     def lose(self, number: int, why: str) -> None:
-        """Give this engine no more requests; nothing where it has none. Requests under way on it end as it ends."""
+        """Give this engine no more requests; those under way on it go to another. Nothing where it gets none."""
         seat = self._seats.pop(number, None)
         if seat is not None:
             self._losses.append(why)
+            seat.why = why
+            seat.lost.set()
             self._on_loss(number, seat.engine, why)
 
     def join(self, number: int, engine: Engine) -> None:
@@ -101,7 +112,7 @@ class EnginePool:
             seat = self._choose(key)
             seat.load += spec.n
             try:
-                return await seat.engine.generate(prompt_ids_T, spec, key=key)
+                return await unless(seat.until_lost(), seat.engine.generate(prompt_ids_T, spec, key=key))
             except (EngineDied, EngineUnusable, EngineTimeout) as error:
                 why = str(error)
             finally:
@@ -122,12 +133,13 @@ class EnginePool:
 
     async def _somebody(self) -> None:
         """Return with at least one engine live."""
-        try:
-            async with asyncio.timeout(self._wait_s):
-                while not self._seats and not self._closed and self._is_hope():
+        while not self._seats and not self._closed and (hope_s := self._hope_s()) > 0:
+            try:
+                async with asyncio.timeout(None if math.isinf(hope_s) else hope_s):
                     await self._changed.wait()
-        except TimeoutError:
-            self._losses.append(f"waited {self._wait_s:g} s for one to be started again")
+            except TimeoutError:
+                self._losses.append(f"waited {hope_s:g} s for one to be started again")
+                break
         if self._closed:
             raise EngineUnusable(f"{self.name} are unusable: they were closed")
         if not self._seats:

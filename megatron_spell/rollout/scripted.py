@@ -105,6 +105,9 @@ class ScriptedEngine:
         self._plant("wake")
         self.calls_of_sleep.append(part)
 
+    async def ping(self) -> None:
+        self._turnstile.check()
+
     async def close(self) -> None:
         self.closed = True
         self._turnstile.break_down("it was closed")

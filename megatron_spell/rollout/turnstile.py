@@ -1,11 +1,15 @@
 """Keeps completions and weight updates of one engine apart."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import asynccontextmanager
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from megatron_spell.rollout.engine import EngineError, EngineTimeout, EngineUnusable
+
+LOOK_S = 0.5  # how often a wait that requests are held in is looked at
+T = TypeVar("T")
 
 
 class Turnstile:
@@ -24,10 +28,17 @@ class Turnstile:
         self._empty = asyncio.Event()
         self._empty.set()
         self._broken = asyncio.Event()
+        self._opened_at = time.monotonic()
+        self._open_s = 0.0  # before that
 
     @property
     def updating(self) -> bool:
         return not self._open.is_set()
+
+    @property
+    def open_s(self) -> float:
+        """For how long it was open so far: a clock that stands still while requests are held."""
+        return self._open_s + (0.0 if self.updating else time.monotonic() - self._opened_at)
 
     @asynccontextmanager
     async def request(self, timeout_s: float) -> AsyncIterator[None]:
@@ -48,18 +59,32 @@ class Turnstile:
         self.check()
         if self.updating:
             raise EngineError(f"{self.name}: a weight update is already under way")
+        self._open_s = self.open_s
         self._open.clear()
         if not drain:
             return
         try:
             await self._wait(self._empty, timeout_s, f"{self.num_inside} request(s) in flight")
         except BaseException:
-            self._open.set()
+            self._reopen()
             raise
 
     def reopen(self, version: int) -> None:
         self.version = version
-        self._open.set()
+        self._reopen()
+
+    async def while_open(self, limit_s: float, work: Awaitable[T], what: str) -> T:
+        """The result of `work`. Raises EngineTimeout when it took longer than `limit_s` without the time held."""
+        begun, call = self.open_s, asyncio.ensure_future(work)
+        try:
+            while not call.done():
+                left_s = limit_s - (self.open_s - begun)
+                if left_s <= 0:
+                    raise EngineTimeout(f"{self.name}: waited {limit_s:g} s for {what}")
+                await asyncio.wait({call}, timeout=max(left_s, LOOK_S) if self.updating else left_s)
+            return call.result()
+        finally:
+            call.cancel()
 
     def expect_update(self) -> None:
         """Raises EngineError when no update was begun, EngineUnusable after a broken one."""
@@ -70,7 +95,7 @@ class Turnstile:
     def break_down(self, reason: str) -> None:
         """Refuse every request from now on, including those that wait."""
         self.broken = self.broken or reason
-        self._open.set()
+        self._reopen()
         self._broken.set()
 
     async def until_broken(self) -> NoReturn:
@@ -83,6 +108,11 @@ class Turnstile:
         if self.broken is not None:
             raise EngineUnusable(f"{self.name} is unusable: {self.broken}")
 
+    def _reopen(self) -> None:
+        if self.updating:
+            self._opened_at = time.monotonic()
+        self._open.set()
+
     async def _wait(self, event: asyncio.Event, timeout_s: float, what: str) -> None:
         """Return with `event` set at this very moment: a waiter wakes after it was set, when it may be clear again."""
         try:
@@ -91,3 +121,15 @@ class Turnstile:
                     await event.wait()
         except TimeoutError:
             raise EngineTimeout(f"{self.name}: waited {timeout_s:g} s for {what}") from None
+
+
+async def unless(interruption: Coroutine[Any, Any, NoReturn], work: Awaitable[T]) -> T:
+    """The result of `work`, or what `interruption` raises before that is there."""
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(interruption)]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return await next(task for task in tasks if task.done())
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

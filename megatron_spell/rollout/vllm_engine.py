@@ -2,10 +2,10 @@
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
@@ -21,7 +21,7 @@ from megatron_spell.rollout.engine import (
     SamplingSpec,
 )
 from megatron_spell.rollout.landing import Probe, WorkerReport, probes_to_json
-from megatron_spell.rollout.turnstile import Turnstile
+from megatron_spell.rollout.turnstile import Turnstile, unless
 from megatron_spell.rollout.vllm_settings import engine_args, prepare_environment, sampling_params
 from megatron_spell.types.play import Completion, ExpertChoices
 
@@ -116,7 +116,7 @@ class VllmEngine:
             wanted = range(spec.first, spec.first + spec.n)
             samples = asyncio.gather(*(self._sample(prompt_ids_T, spec, i, room) for i in wanted))
             what = f"a completion of {len(prompt_ids_T)} prompt tokens"
-            found = await self._within(limit_s, unless(self._turnstile.until_broken(), samples), what)
+            found = await self._turnstile.while_open(limit_s, unless(self._turnstile.until_broken(), samples), what)
         return with_experts_of_the_prompt(found)
 
     async def connect(self, channel: dict) -> None:
@@ -174,7 +174,11 @@ class VllmEngine:
         self._turnstile.reopen(version)
 
     async def sleep(self) -> str | None:
-        """Level rollout.sleep_level of vLLM's sleep mode, for which rollout.placement must be colocated."""
+        """Level rollout.sleep_level of vLLM's sleep mode, for which rollout.placement must be colocated.
+
+        With `in_flight` requests are held where they are. vLLM takes them back into its queue before it drops the
+        cache, and computes their keys and values anew when that is woken.
+        """
         from vllm.platforms import current_platform
 
         llm = self._running()
@@ -182,9 +186,9 @@ class VllmEngine:
             return "vLLM on a CPU does not sleep"
         if self._settings.placement != "colocated":
             return "rollout.placement is not colocated"
-        await self._turnstile.close(self._settings.request_timeout_s)
-        level = self._settings.sleep_level
-        await self._update_step("sleep", llm.sleep(level=level, mode="wait"))
+        await self._turnstile.close(self._settings.request_timeout_s, drain=not self._in_flight)
+        level, mode = self._settings.sleep_level, "keep" if self._in_flight else "wait"
+        await self._update_step("sleep", llm.sleep(level=level, mode=mode))
         self._asleep = Asleep(version=self._turnstile.version if level == 1 else None)
         return None
 
@@ -199,10 +203,16 @@ class VllmEngine:
             return
         if not asleep.weights_woken or asleep.version is None:
             raise EngineError(f"{self.name} has no weights to wake up with: wake those and bring new ones first")
-        await self._update_step("wake", llm.wake_up(["kv_cache"]))
         await self._update_step("reset_prefix_cache", self._drop_prefix_cache())
+        await self._update_step("wake", llm.wake_up(["kv_cache"]))  # vLLM goes on with the requests held at once
         self._asleep = None
         self._turnstile.reopen(asleep.version)
+
+    async def ping(self) -> None:
+        """Each engine process of vLLM answers between two steps of its workers, so one that hangs holds it up too."""
+        core = self._running().engine_core
+        if not self._turnstile.updating:
+            await self._unless_dead(core.call_utility_all_async("is_scheduler_paused"), "a ping")
 
     async def close(self) -> None:
         """Stop vLLM's processes; the engine is unusable afterwards. Idempotent."""
@@ -323,18 +333,6 @@ class Asleep:
 
     version: int | None
     weights_woken: bool = False
-
-
-async def unless(interruption: Coroutine[Any, Any, NoReturn], work: Awaitable[T]) -> T:
-    """The result of `work`, or what `interruption` raises before that is there."""
-    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(interruption)]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return await next(task for task in tasks if task.done())
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _versions(output: "CompletionOutput") -> np.ndarray:

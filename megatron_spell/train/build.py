@@ -119,8 +119,15 @@ def draws_of(config: RunConfig, store: TokenStore, curriculum: Curriculum) -> Ca
 async def _start_fleet(config: RunConfig, cluster: RayCluster, tell: Callable[[str], None]) -> Fleet:
     start = partial(_start_engine, config, cluster)
     engines = await asyncio.gather(*(start(number) for number in range(config.rollout.engines)))
-    limits = {"max_restarts": config.rollout.max_restarts, "start_timeout_s": config.rollout.start_timeout_s}
-    return Fleet(engines, start, **limits, tell=tell)
+    rollout = config.rollout
+    return Fleet(
+        engines,
+        start,
+        max_restarts=rollout.max_restarts,
+        start_timeout_s=rollout.start_timeout_s,
+        stall_timeout_s=rollout.stall_timeout_s,
+        tell=tell,
+    )
 
 
 async def _start_engine(config: RunConfig, cluster: RayCluster, number: int) -> Engine:

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from megatron_spell.cluster.handles import ClusterError
 from megatron_spell.rollout.engine import Engine, EngineDied, EngineError
 from megatron_spell.rollout.router import EnginePool
+from megatron_spell.train.heartbeat import until_silent
 
 CLOSE_S = 60.0  # longest wait for a lost engine's processes to end
 
@@ -17,7 +19,8 @@ class Fleet:
 
     `pool` holds the engines that serve. One that was started again is *back*, but serves only once `admit` says that it
     holds the policy's weights. `start(number)` starts an engine, which is waited for no longer than `start_timeout_s`;
-    `tell(line)` is for people. One event loop only.
+    one that gives no sign of life for `stall_timeout_s` is lost (None: nobody looks). `tell(line)` is for people. One
+    event loop only.
     """
 
     def __init__(
@@ -27,16 +30,20 @@ class Fleet:
         *,
         max_restarts: int,
         start_timeout_s: float,
+        stall_timeout_s: float | None = None,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._wait_s = start_timeout_s + CLOSE_S  # the start's own limit comes first
-        hope = {"is_hope": lambda: bool(self._starting or self._back), "wait_s": self._wait_s + CLOSE_S}
-        self.pool = EnginePool(engines, on_loss=self._part_with, **hope)
+        self.pool = EnginePool(engines, on_loss=self._part_with, hope_s=self._hope_s)
         self._start, self._max_restarts, self._tell = start, max_restarts, tell
         self._restarts: dict[int, int] = defaultdict(int)
         self._reasons: dict[int, str] = {}  # the last of each number
         self._back: dict[int, Engine] = {}
         self._starting: dict[int, asyncio.Task[None]] = {}
+        self._stall_timeout_s = stall_timeout_s
+        self._watches: dict[int, asyncio.Task[None]] = {}
+        for number, engine in self.pool.live.items():
+            self._watch(number, engine)
 
     async def present(self) -> dict[int, Engine]:
         """The engines that can be given weights, by number: those that serve and those that are back."""
@@ -74,19 +81,33 @@ class Fleet:
 
     async def close(self) -> None:
         """Close every engine and stop starting any; then the first failure to close one that served is raised."""
-        starting = list(self._starting.values())
-        for task in starting:
+        tasks = [*self._watches.values(), *self._starting.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*starting, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(_ended(engine) for engine in self._back.values()))
         await self.pool.close()
 
     def _part_with(self, number: int, engine: Engine, why: str) -> None:
         self._reasons[number] = why
         self._tell(f"{engine.name} is lost: {why}")
+        if number in self._watches:
+            self._watches.pop(number).cancel()
         task = asyncio.create_task(self._bring_back(number, engine), name=f"start engine {number} again")
         self._starting[number] = task
         task.add_done_callback(lambda _: self._started(number))
+
+    def _hope_s(self) -> float:
+        """One that is back waits for weights as long as the policy trains, which has limits of its own."""
+        return math.inf if self._back else self._wait_s + CLOSE_S if self._starting else 0.0
+
+    def _watch(self, number: int, engine: Engine) -> None:
+        async def lose_when_silent(limit_s: float) -> None:
+            await self.lose(number, engine, await until_silent(engine, limit_s))
+
+        if self._stall_timeout_s is not None:
+            name = f"watch over engine {number}"
+            self._watches[number] = asyncio.create_task(lose_when_silent(self._stall_timeout_s), name=name)
 
     def _started(self, number: int) -> None:
         del self._starting[number]
@@ -98,11 +119,14 @@ class Fleet:
             self._restarts[number] += 1
             self._tell(f"{lost.name} is started again ({self._restarts[number]} of {self._max_restarts} times)")
             try:
-                self._back[number] = await self._start(number)
+                engine = await self._start(number)
             except (EngineError, ClusterError) as error:
                 self._reasons[number] = str(error)
                 self._tell(f"{lost.name} did not start again: {error}")
+                self.pool.look_again()  # the next start has its own time
                 continue
+            self._back[number] = engine
+            self._watch(number, engine)
             self._tell(f"{lost.name} is back; it serves from the next weights on")
             return
         self._tell(f"{lost.name} is given up: rollout.max_restarts = {self._max_restarts} are used up")

@@ -124,6 +124,36 @@ def test_an_engine_that_drains_refuses_a_completion_of_two_versions(runner, engi
     runner.run(engine._llm.update_weight_version("3"))
 
 
+def test_requests_are_held_over_a_sleep_and_go_on_with_the_new_weights(
+    runner, engine, trainer, folders, references, monkeypatch
+):
+    """vLLM's own pause, sleep and wake; only that its workers give memory back, which they do not on a CPU, is not."""
+    from vllm.platforms import current_platform
+
+    async def sleep_amid():
+        writing = asyncio.create_task(engine.generate(PROMPT, LONG))
+        await asyncio.sleep(0.4)
+        assert await engine.sleep() is None
+        meanwhile = asyncio.create_task(engine.generate(PROMPT, SHORT))
+        await asyncio.sleep(0.2)
+        await engine.ping()
+        assert not writing.done() and not meanwhile.done()
+        await engine.wake("weights")
+        await update(engine, trainer, folders[1], 6)
+        assert not meanwhile.done()
+        await engine.wake("cache")
+        return await writing, await meanwhile
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(current_platform), "is_cpu", lambda self: False)
+        patch.setattr(engine, "_settings", engine._settings.model_copy(update={"placement": "colocated"}))
+        written, [short] = runner.run(sleep_amid())
+    for completion in written:
+        assert set(completion.versions_T.tolist()) == {3, 6} and len(completion.token_ids_T) == 340
+        assert max(errors_of_each_half(completion, *references)) < 1e-4
+    assert short.token_ids_T.tolist() == references[1].greedy(PROMPT, 8).tolist() and short.version == 6
+
+
 def test_sleep_on_a_cpu_says_why_not_and_changes_nothing(runner, engine):
     assert runner.run(engine.sleep()) == "vLLM on a CPU does not sleep"
     runner.run(engine.wake("weights"))

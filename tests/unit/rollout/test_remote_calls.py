@@ -33,6 +33,7 @@ def test_every_call_reaches_the_engine_and_its_errors_come_back():
         await engine.wake("weights")
         await engine.wake("cache")
         assert held.calls_of_sleep == ["sleep", "weights", "cache"]
+        await engine.ping()
         await engine.close()
         assert held.closed
         with pytest.raises(EngineDied, match="engine 2 was closed"):
@@ -47,3 +48,12 @@ def test_an_engine_that_does_not_answer_is_named(monkeypatch):
     engine = RemoteEngine(LocalHandle(held, "engine 2"), RolloutSection(request_timeout_s=0.01))
     with pytest.raises(EngineTimeout, match=r"engine 2: waited 0.02 s for generate"):
         asyncio.run(engine.generate(PROMPT, SPEC))
+
+
+def test_an_engine_that_gives_no_sign_of_life_is_named(monkeypatch):
+    monkeypatch.setattr("megatron_spell.rollout.remote.MARGIN_S", 0.0)
+    held = ScriptedEngine(lambda *_: [7])
+    monkeypatch.setattr(ScriptedEngine, "ping", lambda self: asyncio.sleep(5))
+    engine = RemoteEngine(LocalHandle(held, "engine 2"), RolloutSection(stall_timeout_s=0.01))
+    with pytest.raises(EngineTimeout, match=r"engine 2: waited 0.01 s for ping"):
+        asyncio.run(engine.ping())

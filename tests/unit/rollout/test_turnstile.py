@@ -130,3 +130,22 @@ def test_who_is_inside_learns_that_the_engine_broke():
             await waiting
 
     asyncio.run(play())
+
+
+def test_time_in_which_requests_are_held_does_not_count():
+    async def play():
+        turnstile = Turnstile("engine 2")
+        await turnstile.close(5, drain=False)
+        held = asyncio.create_task(turnstile.while_open(0.1, asyncio.sleep(0.3, "words"), "a completion"))
+        await asyncio.sleep(0.25)
+        assert not held.done()
+        turnstile.reopen(1)
+        assert await held == "words"
+        with pytest.raises(EngineTimeout, match=r"engine 2: waited 0.1 s for a completion"):
+            await turnstile.while_open(0.1, asyncio.sleep(5), "a completion")
+        open_s = turnstile.open_s
+        await turnstile.close(5)
+        await asyncio.sleep(0.05)
+        assert open_s <= turnstile.open_s < open_s + 0.05
+
+    asyncio.run(play())

@@ -122,3 +122,87 @@ def test_closing_ends_starts_and_every_engine():
         assert all(each.closed for each in [*engines, back])
 
     asyncio.run(play())
+
+
+class Silent(ScriptedEngine):
+    """Hangs from the start: neither pings nor requests are answered, and it does not mind."""
+
+    async def ping(self) -> None:
+        await asyncio.sleep(3600)
+
+    async def generate(self, *_, **__):
+        await asyncio.sleep(3600)
+
+
+def test_an_engine_that_hangs_is_lost_and_its_requests_go_elsewhere():
+    async def play():
+        told, silent = [], Silent(lambda *_: [0], name="engine 1")
+        limits = {"max_restarts": 1, "start_timeout_s": 5.0, "stall_timeout_s": 0.1}
+        fleet = Fleet([engine(0), silent], at_once, **limits, tell=told.append)
+        found = await asyncio.wait_for(asyncio.gather(*(fleet.pool.generate(PROMPT, SPEC) for _ in range(6))), 5)
+        assert [completion.token_ids_T.tolist() for [completion] in found] == [[0]] * 6
+        assert silent.closed and fleet.pool.loads == {0: 0}
+        await asyncio.sleep(0.05)
+        assert sorted(await fleet.present()) == [0, 1]
+        await fleet.close()
+        assert all(task.done() for task in asyncio.all_tasks() - {asyncio.current_task()})
+        return told
+
+    lost, *later = asyncio.run(play())
+    assert lost == "engine 1 is lost: engine 1 hangs: no sign of life for rollout.stall_timeout_s = 0.1 s"
+    assert later == ["engine 1 is started again (1 of 1 times)", "engine 1 is back; it serves from the next weights on"]
+
+
+def test_who_is_back_is_watched_too():
+    async def start_silent(number: int) -> ScriptedEngine:
+        return Silent(lambda *_: [0], name=f"engine {number}")
+
+    async def play():
+        fleet, (first,), told = make(start_silent, stall_timeout_s=0.05)
+        await fleet.lose(0, first, "planted")
+        with pytest.raises(EngineDied, match=r"none is started again: engine 0 hangs: no sign of life"):
+            for _ in range(9):
+                await fleet.wait_for_one()
+                await asyncio.sleep(0.1)
+        return told
+
+    told = asyncio.run(play())
+    assert told[-1] == "engine 0 is given up: rollout.max_restarts = 2 are used up"
+    assert sum("engine 0 hangs" in line for line in told) == 2
+
+
+def test_requests_wait_for_weights_as_long_as_the_policy_trains(monkeypatch):
+    monkeypatch.setattr("megatron_spell.train.fleet.CLOSE_S", 0.02)
+
+    async def play():
+        fleet, (first,), _ = make(at_once, start_timeout_s=0.05)
+        await fleet.lose(0, first, "planted")
+        asked = asyncio.create_task(fleet.pool.generate(PROMPT, SPEC))
+        await asyncio.sleep(0.3)  # longer than a start may take
+        assert not asked.done()
+        await fleet.admit(await fleet.present(), version=1)
+        await asyncio.wait_for(asked, 5)
+
+    asyncio.run(play())
+
+
+def test_each_start_of_several_has_its_own_time(monkeypatch):
+    monkeypatch.setattr("megatron_spell.train.fleet.CLOSE_S", 0.02)
+    starts = []
+
+    async def third_time_lucky(number: int) -> ScriptedEngine:
+        starts.append(number)
+        await asyncio.sleep(0.08)
+        if len(starts) < 3:
+            raise EngineError("engine 0 did not start: no room")
+        return engine(number)
+
+    async def play():
+        fleet, (first,), _ = make(third_time_lucky, start_timeout_s=0.1, max_restarts=3)
+        await fleet.lose(0, first, "planted")
+        asked = asyncio.create_task(fleet.pool.generate(PROMPT, SPEC))
+        await asyncio.sleep(0.35)
+        await fleet.admit(await fleet.present(), version=1)
+        await asyncio.wait_for(asked, 5)
+
+    asyncio.run(play())

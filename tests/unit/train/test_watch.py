@@ -23,8 +23,8 @@ def test_a_sign_is_told_once_and_so_is_its_end():
     assert figures == [0, 1, 1, 0, 0]
     assert told == [
         "warning after step 2: always_yes: verifier/yes/share = 1 is above watch.max_yes_share = 0.95, for 2 steps"
-        " in a row; the verifier says yes always: do not train it (algo.train_roles), or go on from an earlier checkpoint"
-        " (docs/debugging.md, Signs of collapse)",
+        " in a row; the verifier says yes always: do not train it (algo.train_roles), or go on from an earlier"
+        " checkpoint (docs/debugging.md, Signs of collapse)",
         "after step 4: always_yes is back within its limit",
     ]
     watch.stop_if_collapsed()

@@ -38,7 +38,7 @@ from tests.e2e.refresh_rank import NEW_TOKENS, Exporter, prompts, rows
 VICTIM, STRUCK_BUCKET = 1, 5
 RESTART_LIMIT_S = 240
 NUM_DRAWS, DRAW_TOKENS = 160, 48
-NUM_LONG, LONG_TOKENS = 24, 200
+NUM_LONG, LONG_TOKENS = 24, 560
 
 
 def processes(log: Path, kind: str) -> list[int]:
@@ -172,17 +172,21 @@ class Stages:
 
     def play_under_strikes(self, version: int, blows: list[list]) -> dict:
         """The load under strikes, and then once more by one engine that nobody disturbs."""
-        load, in_flight = Load(self.pool, self.vocab_size), []
+        load, in_flight, struck = Load(self.pool, self.vocab_size), [], []
 
         async def strike() -> None:
             for count, (engine, *blow) in enumerate(blows):
                 while len(load.came) < (count + 1) * NUM_DRAWS // (len(blows) + 3):
                     await asyncio.sleep(0.005)
                 in_flight.append(self.pool.loads.get(engine, 0))
+                struck.append(self.pool.live.get(engine))
                 self.striker.strike(engine, *blow)
 
         async def both() -> None:
             await asyncio.gather(load.play(), strike())
+            async with asyncio.timeout(RESTART_LIMIT_S):
+                while any(engine in struck for engine in self.pool.live.values()) or not self.pool.live:
+                    await asyncio.sleep(0.05)
 
         self.run.refresh.while_playing(both(), version)
         loads = self.pool.loads

@@ -75,7 +75,7 @@ def out(request, store, tmp_path_factory) -> Path:
     model = write_checkpoint(folder / "model", tied=True, seed=0)
     for file in config.model.path.glob("tokenizer*"):
         (model / file.name).write_bytes(file.read_bytes())
-    rollout = config.rollout.model_copy(update={"max_model_len": 256})
+    rollout = config.rollout.model_copy(update={"max_model_len": 640})
     moved = config.model_copy(update={"model": config.model.model_copy(update={"path": model}), "rollout": rollout})
     RunFolder(moved.run_folder).make()
     write_json(folder / "config.json", moved.model_dump(mode="json"))

@@ -49,7 +49,8 @@ class EnginePool:
     `max_imbalance` samples more. Engines have numbers, from 0 in the order given. One that dies, is unusable or does
     not answer in time is lost: `on_loss(number, engine, why)` hears of it, and its requests go to another, where their
     seeds give the same completions. When none is live, requests wait for one to join; `hope_s` says how many seconds
-    from the last change on, 0 where there is no hope. Weights are brought to the single engines, not to the pool. One event loop only.
+    from the last change on, 0 where there is no hope. Weights are brought to the single engines, not to the pool. One
+    event loop only.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from megatron_spell.rollout.engine import SamplingSpec
 from megatron_spell.rollout.scripted import Reply
 from megatron_spell.types.play import Completion
 
-TURNS = 50  # of the event loop between two steps, in which who has heard something may ask for more
+TURNS = 25  # of the event loop after a step in which something ended: who hears of it may ask for more
 
 
 @dataclass(eq=False)
@@ -75,10 +75,12 @@ class SteppedEngine:
             self.meter.tokens += len(self._running)
             for sequence in self._running:
                 sequence.num_left -= 1
-                if not sequence.num_left:
-                    sequence.ended.set_result(None)
+            ended = [s for s in self._running if not s.num_left]
+            for sequence in ended:
+                sequence.ended.set_result(None)
             self._running = [s for s in self._running if s.num_left]
-            await self._let_others()
+            if ended:
+                await self._let_others()
 
     async def _let_others(self) -> None:
         for _ in range(TURNS):

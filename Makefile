@@ -81,6 +81,7 @@ bench: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/wire_speed.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/folder_memory.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/plan_bridge.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/rollout.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -17,10 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_spell.config.schema import RunConfig
-from megatron_spell.curriculum.curriculum import Curriculum
+from megatron_spell.curriculum.curriculum import Catalog, Curriculum, SetEntry
 from megatron_spell.curriculum.reading import Shelf
 from megatron_spell.data.store import TokenStore
-from megatron_spell.train.build import catalog
 from megatron_spell.types.play import Draw
 
 Reading = list[tuple[str, int]]  # set and document, in the order they are read
@@ -36,13 +35,14 @@ def reading_of(draw: Draw) -> Reading:
 
 def shared_share(readings: Iterable[Reading], tokens: Callable[[Reading], int]) -> float:
     """Tokens that stand in the longest prefix common with an earlier reading, by all tokens."""
-    seen: set[tuple] = set()
+    tree: dict[tuple[int, tuple[str, int]], int] = {}  # (node, document) -> node; 0 is the root
     shared = total = 0
     for reading in readings:
-        prefixes = [tuple(reading[:n]) for n in range(1, len(reading) + 1)]
-        known = max((n for n, prefix in enumerate(prefixes, start=1) if prefix in seen), default=0)
+        node = known = 0
+        for number, document in enumerate(reading):
+            known += known == number and (node, document) in tree
+            node = tree.setdefault((node, document), len(tree) + 1)
         shared, total = shared + tokens(reading[:known]), total + tokens(reading)
-        seen.update(prefixes)
     return shared / total
 
 
@@ -72,7 +72,8 @@ def measure(store: TokenStore, budget: int, options: argparse.Namespace) -> dict
             "curriculum": {"length": {"start_tokens": budget, "max_tokens": budget}},
         }
     )
-    sets = catalog(store, options.separator)
+    entries = (SetEntry(set_id, store.document_lengths(set_id)) for set_id in store.set_ids("train"))
+    sets = Catalog(tuple(entries), options.separator)
     curriculum = Curriculum(config, sets, seed=0)
     shelf = Shelf({one.set_id: one.document_tokens for one in sets.sets}, options.separator, seed=0)
     figures: dict[str, list[float]] = {"by set": [], "by draw": [], "together": [], "sets": []}

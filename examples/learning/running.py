@@ -18,6 +18,8 @@ from plan import PlannedRun
 
 POLL_S = 0.5
 GRACE_S = 30.0  # what a run gets to end its ranks and engines after SIGTERM
+# Ray's workers, the engines among them, have niceness 15 by default and would wait for the other run's trainer.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
 TRAIN = (sys.executable, "-m", "megatron_spell.cli.main")
 
 
@@ -97,7 +99,7 @@ class Runner:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": path},
             start_new_session=True,  # a Ctrl-C on the terminal is told once, by this program
         )
 

@@ -18,8 +18,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from megatron_spell.cluster.guard import MARK, start_guard
 from megatron_spell.cluster.handles import ActorDied, CallTimeout, ClusterError, build, run_method
 
-OBJECT_STORE_BYTES = 200 * 2**20  # only completions and plans pass through it
-MAX_CALLS = 100_000  # open at once; Ray lets 1000 in, and holds back the call that would update or close the object
+OBJECT_STORE_BYTES = 2**30  # prompts of requests under way pass through it: 512 at 128K tokens take a quarter
+MAX_CALLS = 15_000  # open at once, as Ray Serve has it; by default 1000, behind which an update or a close would wait
 LOG_TAIL_LINES = 5
 LOG_TAIL_BYTES = 4096
 

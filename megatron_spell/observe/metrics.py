@@ -21,9 +21,10 @@ def round_metrics(rounds: Sequence[Round]) -> dict[str, float]:
 
     Shares are of 1. `verifier/agreement/mean` is the share of an answer's valid votes that are its majority's, and
     `verifier/rule_agreement/mean` the share of answers whose majority is the rule's verdict; votes that several answers
-    share count once. `<role>/surprisal/mean` is the mean -log-probability, in nats at temperature 1, that the engine
-    gave to the tokens which the role wrote: it estimates the entropy where sampling is at temperature 1 with top-p 1;
-    colder sampling makes it smaller than that.
+    share count once. Shares of the verifier are of groups with all their votes, where there are any: asking ends early
+    where the votes agree. `<role>/surprisal/mean` is the mean -log-probability, in nats at temperature 1, that the
+    engine gave to the tokens which the role wrote: it estimates the entropy where sampling is at temperature 1 with
+    top-p 1; colder sampling makes it smaller than that.
     """
     metrics = {"rounds/count": float(len(rounds))}
     outcomes = Counter(played.outcome for played in rounds)
@@ -80,9 +81,10 @@ def _responder(rounds: Sequence[Round]) -> dict[str, float]:
 
 
 def _verifier(rounds: Sequence[Round]) -> dict[str, float]:
-    groups = [group for played in rounds for group in vote_groups(played)]
+    every = [group for played in rounds for group in vote_groups(played)]
+    metrics = {"verifier/votes": float(sum(len(judgments) for _, judgments in every))}
+    groups = [group for group in every if not group[0].stop_when_settled] or every
     votes = [judgment.vote for _, judgments in groups for judgment in judgments]
-    metrics = {"verifier/votes": float(len(votes))}
     metrics |= _mean("verifier/unparsable/share", (vote is None for vote in votes))
     metrics |= _mean("verifier/yes/share", (vote for vote in votes if vote is not None))
     for name, verdict in (("refused", 0), ("accepted", 1)):

@@ -167,7 +167,7 @@ class Run:
             **spans.seconds(),
             "memory/peak_gib": self.memory.peak_gib,
         }
-        metrics |= self.watch.observe(taken.rounds, metrics)
+        metrics |= self.watch.observe(self.step, taken.rounds, metrics)
         if self.sinks is not None:
             self.sinks.write(self.step, metrics)
         spans.write_trace(self.folder.trace)

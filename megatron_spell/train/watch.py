@@ -22,17 +22,17 @@ class CollapseWatch:
         self._tell = tell
         self._standing: dict[str, Warned] = {}
 
-    def observe(self, rounds: Sequence[Round], metrics: Mapping[str, float]) -> dict[str, float]:
-        """Take in a step's rounds and metrics, once a step; what is to be added to the metrics."""
+    def observe(self, step: int, rounds: Sequence[Round], metrics: Mapping[str, float]) -> dict[str, float]:
+        """Take in the rounds and metrics of `step`, once a step; what is to be added to the metrics."""
         repeats = self._asked.observe(rounds)
         told_before = {key for key, told in self._watch.metrics().items() if told}
         self._standing = {warned.key: warned for warned in self._watch.look({**metrics, **repeats})}
         figures = self._watch.metrics()
         for key, warned in self._standing.items():
             if f"watch/{key}" not in told_before:
-                self._tell(f"warning: {warned.line} (docs/debugging.md, Signs of collapse)")
+                self._tell(f"warning after step {step}: {warned.line} (docs/debugging.md, Signs of collapse)")
         for key in sorted(told_before - {key for key, told in figures.items() if told}):
-            self._tell(f"{key.removeprefix('watch/')}: back within its limit")
+            self._tell(f"after step {step}: {key.removeprefix('watch/')} is back within its limit")
         return {**repeats, **figures}
 
     def stop_if_collapsed(self) -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -149,3 +151,14 @@ def test_what_sharing_prompts_saved():
         "packing/useful_share": 0.9,
         "packing/shared_share": 0.75,
     }
+
+
+def test_votes_that_were_cut_when_settled_do_not_tell_how_far_a_verifier_agrees():
+    whole = make_answer(0.0, 0.0, make_votes(False, False, True))
+    cut = replace(make_answer(0.0, 0.0, make_votes(False, False)), stop_when_settled=True)
+    both = round_metrics([make_round(answers_G=[whole, cut])])
+    assert both["verifier/votes"] == 5
+    assert both["verifier/agreement/mean"] == pytest.approx(2 / 3)
+    assert both["verifier/yes/share"] == pytest.approx(1 / 3)
+    alone = round_metrics([make_round(answers_G=[cut])])
+    assert alone["verifier/agreement/mean"] == 1

@@ -230,10 +230,10 @@ def test_numbers_within_the_tolerance_are_right_and_others_wrong(gold, deviation
 @pytest.mark.parametrize("unit", ["a", "a ", "1", "1,", ",", "-", ".", "'", "5%", " ", "(", "1 per ", "\u6771"])
 def test_long_texts_are_scored_at_once(unit):
     huge, longest = unit * 10_000_000, (unit * MAX_TEXT_CHARS)[:MAX_TEXT_CHARS]
-    start = time.perf_counter()
+    start = time.process_time()
     for text in (huge, longest):
         for task in TaskName:
             score(task, text, longest, tolerance=TOLERANCE)
             score(task, longest, text, tolerance=TOLERANCE)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert general(huge, "a") == 0.0

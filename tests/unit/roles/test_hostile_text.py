@@ -87,19 +87,19 @@ REPEATED = [
 @pytest.mark.parametrize("unit", REPEATED, ids=repr)
 def test_ten_megabyte_lines_are_read_in_linear_time(unit):
     said = "the answer is " + unit * (MEGABYTES_10 // len(unit))
-    start = time.perf_counter()
+    start = time.process_time()
     parse_vote(said)
     for task in TaskName:
         parse_answer(said, task)
     parse_question(said, TaskName.GENERAL_QA, finished=True, num_answer_tokens=len, max_answer_tokens=40)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize("unit", ["x", "<", "< ", "{{", *HOSTILE], ids=repr)
 def test_a_question_of_megabytes_inside_json_is_read_in_linear_time(unit):
     question = unit * (2_000_000 // len(unit)) + "x"
     said = "```json\n" + json.dumps({"question": question, "answer": "a"}) + "\n```"
-    start = time.perf_counter()
+    start = time.process_time()
     parsed = parse_question(said, TaskName.GENERAL_QA, finished=True, num_answer_tokens=len, max_answer_tokens=40)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert unit.strip()[:1] != "x" or parsed == ParsedQuestion(question, "a")

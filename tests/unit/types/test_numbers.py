@@ -220,7 +220,7 @@ def test_every_float_reads_back_from_its_own_writing(value):
 @pytest.mark.parametrize("unit", ["1", ",", "1,", "(", " ", "per", "\\times 10", "hundred ", "approximately ", "a.b "])
 def test_ten_megabytes_take_no_time(unit):
     text = "5 " + unit * (10_000_000 // len(unit))
-    start = time.perf_counter()
+    start = time.process_time()
     parse_number(text)
     leading_number(text)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

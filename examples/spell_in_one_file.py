@@ -26,6 +26,7 @@ class Settings:
     votes: int = 8
     blind_answers: int = 4
     ground_margin: float = 0.25
+    ground_margin_of_choice: float = 0.5
     memory: int = 3  # L
     sigma: float = 0.5 / 3
     failed_ratio: float = 1.0
@@ -91,8 +92,8 @@ def play_round(model, documents, task, history, answer_from, rng, s: Settings) -
     question = ask.read
 
     blind = [model.score(question, model.answer(question, None).read) for _ in range(s.blind_answers)]
-    guess_rate = 0.25 if task == "multiple_choice" else 0.0
-    if blind and np.mean(blind) >= guess_rate + s.ground_margin:
+    too_much = 0.25 + s.ground_margin_of_choice if task == "multiple_choice" else s.ground_margin
+    if blind and np.mean(blind) >= too_much:
         return Round(task, "ungrounded", ask, question_reward=-0.5), shown
 
     given = [documents[index] for index in sorted(set(shown) | set(answer_from))]

@@ -51,7 +51,10 @@ class PlaySection(Section):
     answers_per_question: Annotated[int, Field(ge=2)] = 8  # G
     votes_per_answer: NonNegativeInt = 8  # V; 0: no verifier, the rule alone decides
     ground_samples: NonNegativeInt = 4  # k blind answers; 0 switches the ground check off
-    ground_margin: Fraction = 0.25  # ungrounded when the blind solve rate reaches guess rate + margin
+    ground_margin: Fraction = 0.25  # ungrounded when the blind solve rate reaches the task's guess rate and this more
+    ground_margin_of_choice: Fraction = (
+        0.5  # of multiple_choice: 3 of 4 guesses are right in 5 % of cases, 2 of 4 in 26 %
+    )
     max_answer_tokens: PositiveInt = 40  # a longer reference answer is unusable
     full_votes_share: Fraction | None = (
         None  # rounds with all V votes; others ask no more once settled; null: what verifier_groups_per_step needs
@@ -63,6 +66,9 @@ class PlaySection(Section):
     questions: Path | None = (
         None  # JSONL of known questions (as evaluation.questions) to play instead of asking: RL from given answers
     )
+
+    def ground_margin_of(self, task: TaskName) -> float:
+        return self.ground_margin_of_choice if task is TaskName.MULTIPLE_CHOICE else self.ground_margin
 
 
 class MaxTokens(Section):

@@ -20,7 +20,7 @@ async def blind_answers(draw: Draw, question: ParsedQuestion, table: Table) -> t
     what all samples would have solved, on the same side of the threshold.
     """
     num_samples = table.config.play.ground_samples
-    too_much = guess_rate(draw.task) + table.config.play.ground_margin
+    too_much = guess_rate(draw.task) + table.config.play.ground_margin_of(draw.task)
     prompt = responder_prompt(table.templates, draw.task, None, question)
     speaker = table.speaker(Role.RESPONDER, prompt, draw=draw, purpose="blind")
     heard: list[Turn] = []

@@ -3,6 +3,8 @@
 A case is (failure, task, what was said, the gold, the verdict). The released scorers give the other verdict, or none.
 """
 
+from math import comb
+
 import numpy as np
 import pytest
 
@@ -94,10 +96,12 @@ def test_a_wrong_gold_that_votes_agree_with_trains_the_verifier():
 
 
 def test_one_lucky_blind_sample_makes_a_choice_ungrounded():
-    """The reference draws one blind sample, which a quarter of all guesses hit; here one hit is not yet a leak."""
+    """The reference draws one blind sample, which a quarter of all guesses hit; here luck rejects one in twenty."""
     settings = PlaySection()
-    assert settings.ground_samples >= 4
-    assert 1 / settings.ground_samples < guess_rate(CHOICE) + settings.ground_margin
+    k, limit = settings.ground_samples, guess_rate(CHOICE) + settings.ground_margin_of(CHOICE)
+    by_luck = sum(comb(k, hits) * 0.25**hits * 0.75 ** (k - hits) for hits in range(k + 1) if hits / k >= limit)
+    assert by_luck == pytest.approx(0.0508, abs=1e-4)
+    assert 1 / k >= guess_rate(GENERAL) + settings.ground_margin_of(GENERAL), "what cannot be guessed was known"
     assert guess_rate(GENERAL) == guess_rate(MATH) == 0.0
 
 

@@ -1,7 +1,5 @@
 """Rounds that go on while the policy trains: nothing lost, nothing twice, nothing too old, also over a kill -9."""
 
-import os
-import signal
 import subprocess
 import sys
 
@@ -9,7 +7,7 @@ import pytest
 
 from megatron_spell.train.checkpoints import Checkpoints
 from tests.e2e.quickstart import ROOT, cli, metrics, overrides, rounds, train_command
-from tests.e2e.test_training import assert_all_end, descendants_when
+from tests.e2e.test_training import descendants_when, kill_and_wait
 
 pytestmark = pytest.mark.slow
 
@@ -30,9 +28,7 @@ def killed_and_resumed(store, tmp_path_factory):
         stderr=subprocess.DEVNULL,
     )
     started = descendants_when(run, folder / "checkpoints/step_000002/manifest.json")
-    os.kill(run.pid, signal.SIGKILL)
-    run.wait(30)
-    assert_all_end(started)
+    kill_and_wait(run, started)
     newest, _ = Checkpoints(folder / "checkpoints", keep=9).latest()
     done = cli([*command, "--resume"], expect=0)
     return folder, int(newest.name[-6:]), done.stdout

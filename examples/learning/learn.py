@@ -78,11 +78,15 @@ def play(runs: Sequence[PlannedRun], limit_minutes: float, parallel: int, pin: b
         faults = [] if run.finished else violations(run.config())
         if faults:
             raise PlanError(f"{run.name}: {faults[0]}")
-    start_guard()  # whatever ends this program, no run stays behind
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not all(run.finished for run in runs):
+        start_guard()  # whatever ends this program, no run stays behind
     progress = LearningProgress(runs, Console(stderr=True, highlight=False, soft_wrap=True))
-    with progress.shown():
-        return Runner(parallel, limit_minutes * 60, progress.tell, pin=pin).all(runs)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with progress.shown():
+            return Runner(parallel, limit_minutes * 60, progress.tell, pin=pin).all(runs)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def failed(runs: Sequence[PlannedRun], ended: Sequence[Ended], results: Sequence[RunResult]) -> list[str]:

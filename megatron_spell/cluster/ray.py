@@ -38,7 +38,7 @@ class RayCluster:
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own future rule; warns otherwise
-        os.environ.setdefault("RAY_worker_niceness", "0")  # by default 15: engines would starve beside trainers on a CPU
+        os.environ.setdefault("RAY_worker_niceness", "0")  # by default 15, under trainers on the same CPU
         if address is not None:
             _check_joinable(address, timeout_s)
         own: dict[str, Any] = {

@@ -1,12 +1,12 @@
 """Rounds of self-play as one pipeline, against the same rounds in four blocking phases, on the real vLLM CPU engine.
 
-    python benchmarks/rollout.py [--rounds 45 --repeats 2 --seats 64 --in-flight 16 --pass-draws 15] [--json PATH]
+    python benchmarks/rollout.py [--rounds 45 --repeats 2 --seats 64 --in-flight 24 --pass-draws 15] [--json PATH]
 
 Every sample is written by vLLM, token by token, by the quickstart's model; how long it gets and what is heard is drawn
 (rollout_script.py), so that all ways play the same rounds, with lengths and outcomes as in practice.
 
-rounds: the collector plays --rounds draws to their end, --in-flight at a time (by default 64 for every 256 sequences of
-an engine, so 16 for 64 seats). The phases (all questions, all blind answers, all answers, all votes; each to its last
+rounds: the collector plays --rounds draws to their end, --in-flight at a time (by default 96 for every 256 sequences of
+an engine, so 24 for 64 seats). The phases (all questions, all blind answers, all answers, all votes; each to its last
 token) take --pass-draws draws at a time: the reference plays 480 on 8 engines of 256, so 15 for 64 seats. "same
 requests" are those that the pipeline's rounds hold, "reference" what the reference asks for in them: 1 blind answer,
 and 8 votes on every answer. Ways take turns in one process; a ratio is of two stretches of one repeat, by the clock,
@@ -318,7 +318,7 @@ def judge_tokens(console: Console, seen: Seen) -> list[str]:
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = {"rounds": 45, "repeats": 2, "seats": 64, "in-flight": 16, "pass-draws": 15, "quota": 32, "steps": 2}
+    sizes = {"rounds": 45, "repeats": 2, "seats": 64, "in-flight": 24, "pass-draws": 15, "quota": 32, "steps": 2}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="always with the pipeline")

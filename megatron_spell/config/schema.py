@@ -45,7 +45,7 @@ class PlaySection(Section):
     questions_per_step: PositiveInt = 128  # usable questions that make a step
     min_questions: PositiveInt = 16  # a step that finds fewer within its draws ends the run with an error
     max_draws_per_step: PositiveInt = 4800  # the reference's ten passes of 480
-    max_rounds_in_flight: PositiveInt = 96  # rounds played at the same time, at most; so many fill the 256 seats of an engine
+    max_rounds_in_flight: PositiveInt = 96  # rounds played at the same time, at most; fills 256 seats of an engine
     documents_shown: PositiveInt = 5  # m: what the questioner sees at first
     new_documents: PositiveInt = 5  # added to the remembered ones when there is history
     answers_per_question: Annotated[int, Field(ge=2)] = 8  # G

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -21,12 +22,17 @@ if TYPE_CHECKING:
     import torch
 
 
-def row_weights(rows: Sequence[TrainRow], mode: Literal["per_role", "token_mean"]) -> np.ndarray:
+def row_weights(
+    rows: Sequence[TrainRow],
+    mode: Literal["per_role", "token_mean"],
+    role_weights: Mapping[Role, float] = MappingProxyType({}),
+) -> np.ndarray:
     """Weight of each response token of each row; float64 [R], one number per row as its tokens weigh the same.
 
     `per_role` (the paper's objective): for each role the mean over its groups of [sum of A * ratio over the group's
     tokens / the group's token count], the roles added; a token weighs 1 / (groups of its role * tokens of its group).
     `token_mean` (the reference's aggregation, without its dependence on micro-batches): 1 / tokens of all rows.
+    Either is multiplied by the role's weight, 1 where `role_weights` does not name it.
 
     A row with an empty response has no token to weigh: it adds nothing to its group's count and its own weight is 0. A
     group of nothing but such rows does not count among the groups of its role.
@@ -35,11 +41,12 @@ def row_weights(rows: Sequence[TrainRow], mode: Literal["per_role", "token_mean"
         AlgoError: one group holds two roles, or the mode is unknown.
     """
     lengths_R = np.array([row.response_ids_A.size for row in rows], dtype=np.int64)
+    of_role_R = np.array([role_weights.get(row.role, 1.0) for row in rows], dtype=np.float64)
     if mode == "token_mean":
-        return np.full(len(rows), 1.0 / max(int(lengths_R.sum()), 1))
+        return of_role_R / max(int(lengths_R.sum()), 1)
     if mode != "per_role":
         raise AlgoError(f"algo.loss = {mode!r} is not a loss; use per_role or token_mean")
-    return _per_role_weights(rows, lengths_R)
+    return of_role_R * _per_role_weights(rows, lengths_R)
 
 
 def _per_role_weights(rows: Sequence[TrainRow], lengths_R: np.ndarray) -> np.ndarray:

@@ -110,6 +110,7 @@ class ImportanceSection(Section):
 class AlgoSection(Section):
     loss: Literal["per_role", "token_mean"] = "per_role"  # how tokens are weighed, see docs/selfplay.md
     train_roles: tuple[Role, ...] = tuple(Role)  # roles whose outputs are trained on
+    role_weights: dict[Role, NonNegativeFloat] = {}  # of each role's loss; 1 where not named, as in the paper
     verifier_groups_per_step: NonNegativeInt = 16  # vote groups trained on, at most
     failed_question_ratio: Annotated[float, Field(ge=0, allow_inf_nan=False)] = (
         1.0  # failed questions trained on for each usable one

@@ -127,7 +127,7 @@ class Run:
                 f" step {self.step + 1}; train more roles or raise play.questions_per_step"
             )
         policy = self.config.policy
-        weights = row_weights(rows, self.config.algo.loss)
+        weights = row_weights(rows, self.config.algo.loss, self.config.algo.role_weights)
         packed = pack(
             rows,
             weights,

@@ -38,6 +38,13 @@ def test_token_mean_weighs_every_token_alike():
     np.testing.assert_allclose(row_weights(rows, "token_mean"), [0.1] * 3)
 
 
+def test_a_roles_weight_multiplies_its_rows():
+    rows = make_group(Role.RESPONDER, 0, [3, 1]) + make_group(Role.VERIFIER, 2, [6])
+    for mode in ("per_role", "token_mean"):
+        weighed = row_weights(rows, mode, {Role.VERIFIER: 0.25})
+        np.testing.assert_allclose(weighed, row_weights(rows, mode) * [1, 1, 0.25])
+
+
 def test_no_rows_have_no_weights():
     assert row_weights([], "per_role").shape == (0,)
     assert row_weights([], "token_mean").shape == (0,)

@@ -14,7 +14,7 @@ import torch
 from contexts import Contexts
 from lookup import Spans
 from measure import look_up_table, table_lines
-from transcripts import ANSWERING, SYMBOLS, TEMPLATE_SYMBOLS, Scribe, Transcript
+from transcripts import ANSWERING, ASKING, SYMBOLS, TEMPLATE_SYMBOLS, Scribe, Transcript
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 from warm_up import Rows, batch_rows, learn_to_copy, learn_to_play
 
@@ -36,12 +36,17 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-# (until this share of the steps, contexts a step, document tokens, share of word salads, questions to ask of each task)
-STAGES = ((0.25, 8, 64, 0.5, 2), (0.45, 7, 128, 0.4, 2), (1.0, 6, 256, 0.2, 1))
+# (until this share of the steps, contexts a step, document tokens, share of word salads)
+STAGES = (
+    (0.2, 7, (96, 128), 0.5),
+    (0.55, 6, (128, 256, 384), 0.3),
+    (1.0, 4, (256, 512, 1024), 0.3),
+)
 NUMBER_SHARE = 0.5
 # Votes are wrong this often in the transcripts, so that the verifier is no more certain than a base model is.
-VOTE_NOISE = 0.2
+VOTE_NOISE = 0.15
 NUM_VOTES = 3
+BRANCH_TOKENS = 500  # of what is asked about one context, about
 
 
 def main() -> None:
@@ -101,7 +106,7 @@ def copying_model(seed: int) -> tuple[Qwen3ForCausalLM, int]:
     """A model that copies, and its seed: seeds that do not get there in time are given up for the next."""
     for attempt in range(seed, seed + 5):
         model = random_model(attempt)
-        if learn_to_copy(model, attempt, FIRST_COPIED_ID, max_steps=500, say=_say):
+        if learn_to_copy(model, attempt, FIRST_COPIED_ID, max_steps=900, say=_say):
             return model, attempt
         _say(f"copying: seed {attempt} did not learn it; next seed")
     raise SystemExit(f"none of the seeds {seed} to {seed + 4} learned to copy")
@@ -135,15 +140,18 @@ class Transcripts:
         self._scribe, self._contexts, self._rng = scribe, contexts, rng
 
     def __call__(self, done: float) -> Rows:
-        _, num_contexts, *shape = next(stage for stage in STAGES if done < stage[0])
-        return batch_rows([self._row(*shape) for _ in range(num_contexts)])
+        _, num_contexts, lengths, salad_share = next(stage for stage in STAGES if done < stage[0])
+        num_tokens = self._rng.choice(lengths)
+        # about as many tokens in every step, however long the documents are
+        num_contexts = max(2, num_contexts * (BRANCH_TOKENS + lengths[0]) // (BRANCH_TOKENS + num_tokens))
+        return batch_rows([self._row(num_tokens, salad_share) for _ in range(num_contexts)])
 
-    def _row(self, num_tokens: int, salad_share: float, num_asking: int) -> list[Transcript]:
+    def _row(self, num_tokens: int, salad_share: float) -> list[Transcript]:
         rng = self._rng
         while True:
             documents = self._contexts.draw(rng, num_tokens, salad_share, NUMBER_SHARE)
-            row = [self._scribe.answering(documents, task, rng) for task in ANSWERING]
-            row += [self._scribe.asking(documents, task, rng) for task in TaskName for _ in range(num_asking)]
+            row = [self._scribe.answering(documents, task, rng, by_habit=True) for task in ANSWERING]
+            row += [self._scribe.asking(documents, task, rng) for task in ASKING]
             row += [self._scribe.judging(documents, rng, VOTE_NOISE) for _ in range(NUM_VOTES)]
             if row[0] is not None:
                 return [transcript for transcript in row if transcript is not None]

@@ -11,7 +11,7 @@ from warm_up import IGNORED, batch_rows, token_losses
 
 from megatron_spell.types.play import TaskName
 
-LENGTHS = (256, 384, 512, 1024)
+LENGTHS = (256, 512, 1024)
 Table = dict[str, dict[int, tuple[float, int]]]
 
 
@@ -40,7 +40,7 @@ def look_up_table(
 
 
 def _questions(scribe: Scribe, documents, rng: random.Random) -> list[Transcript]:
-    row = [scribe.answering(documents, task, rng) for task in ANSWERING]
+    row = [scribe.answering(documents, task, rng, by_habit=False) for task in ANSWERING]
     row += [scribe.asking(documents, task, rng) for task in TaskName]
     row += [scribe.judging(documents, rng, noise=0.0) for _ in range(2)]
     return [transcript for transcript in row if transcript is not None]

@@ -38,7 +38,7 @@ TEMPLATE_SYMBOLS += (" = ", "Nothing.")
 
 HISTORY_SHARE = 0.3  # of the questioner's prompts that show earlier questions
 WRONG_HABITS = {name: share for name, share in WORDS.items() if name != "right"}
-WRONG_BY_HABIT = 0.7  # of the wrong answers that are judged
+WRONG_BY_HABIT = 0.5  # of the wrong answers that are judged
 TOLERANCE = 0.0015  # of the rule, for numbers
 # what is asked of one context, and what is to be asked about it
 ANSWERING = (TaskName.GENERAL_QA,) * 9 + (TaskName.MATH_QA,) + (TaskName.MULTIPLE_CHOICE,) * 2
@@ -129,8 +129,11 @@ def answer_text(found: LookUp) -> str:
     """What a responder writes to state the answer that `found` holds."""
     if found.task is TaskName.MATH_QA:
         return f"{NUMBER_ANSWER} {found.answer}"
-    # where there are options the words still come first: the letter can then be read off the option that ends with them
-    return f"{WORDS_ANSWER} {found.answer}" + (f" ({found.letter})" if found.letter else "")
+    if found.letter is None:
+        return f"{WORDS_ANSWER} {found.answer}"
+    # options stand between the fragment and its answer, so the fragment comes again, then how it goes on, and then the
+    # letter, which can be read off the option that ends with the same words
+    return f"{WORDS_ANSWER} {found.question} {found.answer} ({found.letter})"
 
 
 def well_formed_question(found: LookUp) -> str:

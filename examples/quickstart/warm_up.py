@@ -100,6 +100,14 @@ def token_losses(model: torch.nn.Module, rows: Rows) -> tuple[torch.Tensor, torc
 
 
 @dataclass(frozen=True, slots=True)
+class Asks:
+    """Ids for the copying stage: the first that random texts may hold, and those between a question and its answer."""
+
+    first_id: int
+    between: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Distance:
     """A stage of copying: `num_rows` texts of one of `lengths` tokens out of `num_different`, then spans of them."""
 
@@ -108,6 +116,8 @@ class Distance:
     num_spans: int
     num_different: int
     enough: float  # share of right tokens, from which the next stage begins
+    num_unknown: int = 1  # tokens at the beginning of a span that nothing tells
+    interrupted: bool = False
 
 
 DISTANCES = (
@@ -115,15 +125,16 @@ DISTANCES = (
     Distance((16, 24, 32), 64, 6, 1020, 0.9),
     Distance((32, 48, 64), 64, 6, 1020, 0.9),
     # few different tokens, so that one or two that agree are not enough to find the place
-    Distance((96, 128), 20, 10, 512, 0.9),
-    Distance((160, 256), 10, 16, 512, 0.9),
-    Distance((384, 512), 6, 24, 512, 0.9),
-    Distance((768, 1024), 4, 32, 512, 0.9),
+    Distance((64, 96), 24, 10, 512, 0.85, 3, True),
+    Distance((96, 128), 20, 10, 512, 0.9, 3, True),
+    Distance((160, 256), 10, 16, 512, 0.9, 3, True),
+    Distance((384, 512), 6, 24, 512, 0.9, 3, True),
+    Distance((768, 1024), 4, 32, 512, 0.9, 3, True),
 )
-SPAN = 8  # tokens
+SPAN, ASKED = 8, 5  # tokens of a span, and of these before it is interrupted
 
 
-def learn_to_copy(model: torch.nn.Module, seed: int, first_id: int, max_steps: int, say: Callable[[str], None]) -> bool:
+def learn_to_copy(model: torch.nn.Module, seed: int, asks: Asks, max_steps: int, say: Callable[[str], None]) -> bool:
     """Random tokens, then spans of 8 of them again, over longer and longer distances; True once it copies.
 
     Without this step a small model learns the transcripts by heart and never looks anything up.
@@ -134,7 +145,7 @@ def learn_to_copy(model: torch.nn.Module, seed: int, first_id: int, max_steps: i
     for step in range(1, max_steps + 1):
         _set_lr(optimizer, 2e-3 * min(1.0, step / 50))
         distance = DISTANCES[level]
-        right = _copy_step(model, optimizer, distance, first_id, rng, generator)
+        right = _copy_step(model, optimizer, distance, asks, rng, generator)
         smooth = 0.95 * smooth + 0.05 * right
         if step % 50 == 0:
             say(f"copying: step {step}, {time.monotonic() - start:.0f} s, distance level {level}, {smooth:.2f} right")
@@ -147,9 +158,9 @@ def learn_to_copy(model: torch.nn.Module, seed: int, first_id: int, max_steps: i
 
 
 def _copy_step(
-    model, optimizer, distance: Distance, first_id: int, rng: random.Random, generator: torch.Generator
+    model, optimizer, distance: Distance, asks: Asks, rng: random.Random, generator: torch.Generator
 ) -> float:
-    ids, labels = _copies(distance, rng.choice(distance.lengths), model.config.vocab_size, first_id, generator)
+    ids, labels = _copies(distance, rng.choice(distance.lengths), model.config.vocab_size, asks, generator)
     hidden = model.model(ids, use_cache=False).last_hidden_state[:, :-1]
     trained = labels[:, 1:] != IGNORED
     logits, wanted = model.lm_head(hidden[trained]), labels[:, 1:][trained]
@@ -157,18 +168,25 @@ def _copy_step(
     return (logits.argmax(-1) == wanted).float().mean().item()
 
 
-def _copies(distance: Distance, length: int, vocab_size: int, first_id: int, generator: torch.Generator):
-    """ids and labels [rows, length + spans * 8]; what cannot be known at the beginning of a span has no label."""
-    n = distance.num_rows
+def _copies(distance: Distance, length: int, vocab_size: int, asks: Asks, generator: torch.Generator):
+    """ids and labels [rows, length + spans]; what cannot be known at the beginning of a span has no label.
+
+    Spans over longer distances are interrupted as an answer is from its question, by the ids in `asks.between`.
+    """
+    n, first_id = distance.num_rows, asks.first_id
     known = torch.stack([torch.randperm(vocab_size - first_id, generator=generator) for _ in range(n)])
     known = known[:, : distance.num_different] + first_id
     source = known.gather(1, torch.randint(0, known.shape[1], (n, length), generator=generator))
     starts = torch.randint(0, length - SPAN + 1, (n, distance.num_spans, 1), generator=generator)
-    spans = source.gather(1, (starts + torch.arange(SPAN)).reshape(n, -1))
-    labels = torch.cat([torch.full_like(source, IGNORED), spans], 1)
-    for place in range(1 if length <= 64 else 3):
-        labels[:, length + place :: SPAN] = IGNORED
-    return torch.cat([source, spans], 1), labels
+    spans = source.gather(1, (starts + torch.arange(SPAN)).reshape(n, -1)).reshape(n, -1, SPAN)
+    labels = spans.clone()
+    labels[..., : distance.num_unknown] = IGNORED
+    if distance.interrupted:
+        between = torch.tensor(asks.between).expand(n, distance.num_spans, -1)
+        spans = torch.cat([spans[..., :ASKED], between, spans[..., ASKED:]], 2)
+        labels = torch.cat([labels[..., :ASKED], torch.full_like(between, IGNORED), labels[..., ASKED:]], 2)
+    labels = torch.cat([torch.full_like(source, IGNORED), labels.flatten(1)], 1)
+    return torch.cat([source, spans.flatten(1)], 1), labels
 
 
 def learn_to_play(

@@ -8,6 +8,7 @@ Nothing but the training sets of the store's split is read; what is measured at 
 import argparse
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,7 +24,6 @@ from megatron_spell.data.settings import BuildSettings
 from megatron_spell.roles.templates import Templates
 from megatron_spell.text.chat import ChatFormat
 from megatron_spell.text.tokenizer import Tokenizer
-from megatron_spell.types.play import TaskName
 from tokenizer_tools.convert import sentencepiece_to_hf
 from tokenizer_tools.train import train_sentencepiece
 
@@ -36,16 +36,28 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-# (until this share of the steps, contexts a step, document tokens, share of word salads, votes to give on each)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """`num_contexts` a step, each of one of `lengths` tokens."""
+
+    until: float  # share of the steps
+    num_contexts: int
+    lengths: tuple[int, ...]
+    salad_share: float
+    by_habit: bool = False  # looking up is learned first, then the habits that compete (habits.py)
+
+
 STAGES = (
-    (0.2, 6, (96, 128), 0.5, 16),
-    (0.55, 6, (128, 256, 384), 0.3, 8),
-    (1.0, 4, (256, 512, 1024), 0.3, 5),
+    Stage(0.2, 7, (96, 128), 0.5),
+    Stage(0.55, 6, (128, 256, 384), 0.3),
+    Stage(1.0, 4, (256, 512, 1024), 0.3, by_habit=True),
 )
 NUMBER_SHARE = 0.5
-HABITS_FROM = 0.55  # of the steps: looking up is learned first, then the habits that compete (habits.py)
 # Votes are wrong this often in the transcripts, so that the verifier is no more certain than a base model is.
 VOTE_NOISE = 0.15
+NUM_VOTES = 6
 BRANCH_TOKENS = 500  # of what is asked about one context, about
 
 
@@ -58,8 +70,8 @@ def main() -> None:
     tokenizer = make_tokenizer(folder, [text for texts in train_sets for text in texts])
     scribe = Scribe(tokenizer, ChatFormat(tokenizer), Templates.load(HERE / "templates"), Spans(tokenizer))
     model, seed = copying_model(options.seed, Asks(FIRST_COPIED_ID, between_question_and_answer(scribe)))
-    batches = Transcripts(scribe, Contexts.of(tokenizer, train_sets), random.Random(seed))
-    held_out = Contexts.of(tokenizer, held_out_sets)
+    contexts, held_out = Contexts.of(tokenizer, train_sets), Contexts.of(tokenizer, held_out_sets)
+    batches = Transcripts(scribe, contexts, random.Random(seed))
     for step in learn_to_play(model, batches, options.steps, peak_lr=2.5e-3, say=_say):
         if step % 200 == 0 and step < options.steps:
             _say("\n".join(table_lines(look_up_table(model, scribe, held_out, num_contexts=8))))
@@ -146,20 +158,20 @@ class Transcripts:
         self._scribe, self._contexts, self._rng = scribe, contexts, rng
 
     def __call__(self, done: float) -> Rows:
-        _, num_contexts, lengths, salad_share, num_votes = next(stage for stage in STAGES if done < stage[0])
-        num_tokens = self._rng.choice(lengths)
+        stage = next(stage for stage in STAGES if done < stage.until)
+        num_tokens = self._rng.choice(stage.lengths)
         # about as many tokens in every step, however long the documents are
-        num_contexts = max(2, num_contexts * (BRANCH_TOKENS + lengths[0]) // (BRANCH_TOKENS + num_tokens))
-        by_habit = done >= HABITS_FROM
-        return batch_rows([self._row(num_tokens, salad_share, num_votes, by_habit) for _ in range(num_contexts)])
+        num_contexts = stage.num_contexts * (BRANCH_TOKENS + stage.lengths[0]) // (BRANCH_TOKENS + num_tokens)
+        return batch_rows([self._row(stage, num_tokens) for _ in range(max(2, num_contexts))])
 
-    def _row(self, num_tokens: int, salad_share: float, num_votes: int, by_habit: bool) -> list[Transcript]:
-        rng = self._rng
+    def _row(self, stage: Stage, num_tokens: int) -> list[Transcript]:
+        rng, scribe = self._rng, self._scribe
         while True:
-            documents = self._contexts.draw(rng, num_tokens, salad_share, NUMBER_SHARE)
-            row = [self._scribe.answering(documents, task, rng, by_habit=by_habit) for task in ANSWERING]
-            row += [self._scribe.asking(documents, task, rng) for task in ASKING]
-            row += [self._scribe.judging(documents, rng, VOTE_NOISE if by_habit else 0.0) for _ in range(num_votes)]
+            documents = self._contexts.draw(rng, num_tokens, stage.salad_share, NUMBER_SHARE)
+            row = [scribe.answering(documents, task, rng, by_habit=stage.by_habit) for task in ANSWERING]
+            row += [scribe.asking(documents, task, rng) for task in ASKING]
+            noise = VOTE_NOISE if stage.by_habit else 0.0
+            row += [scribe.judging(documents, rng, noise) for _ in range(NUM_VOTES)]
             if row[0] is not None:
                 return [transcript for transcript in row if transcript is not None]
 

@@ -23,8 +23,9 @@ def look_up_table(
     """kind -> document tokens -> (share that the likeliest tokens get right, number of questions).
 
     For the responder the share of answers that begin as the documents go on, which habits do not decide: the place was
-    found; with options, that are right to the letter. For the questioner the share of right tokens: what it should ask is free, how it goes on is not. A verifier's
-    votes are compared with the truth. Only questions that the documents' own text answers.
+    found; with options, that are right to the letter. For the questioner the share of right tokens: what it should ask
+    is free, how it goes on is not. A verifier's votes are compared with the truth. Only questions that the documents'
+    own text answers.
     """
     model.eval()
     table: Table = defaultdict(dict)

@@ -38,7 +38,7 @@ TEMPLATE_SYMBOLS += (" = ", "Nothing.")
 
 HISTORY_SHARE = 0.3  # of the questioner's prompts that show earlier questions
 WRONG_HABITS = {name: share for name, share in WORDS.items() if name != "right"}
-WRONG_BY_HABIT = 0.5  # of the wrong answers that are judged
+WRONG_BY_HABIT = 0.7  # of the wrong answers that are judged
 TOLERANCE = 0.0015  # of the rule, for numbers
 # what is asked of one context, and what is to be asked about it
 ANSWERING = (TaskName.GENERAL_QA,) * 9 + (TaskName.MATH_QA,) + (TaskName.MULTIPLE_CHOICE,) * 2

@@ -1,4 +1,4 @@
-"""The habits that compete in the base model's transcripts: each is what it says, and the rule takes only the right one."""
+"""The habits that compete in the transcripts: each is what it says, and the rule takes only the right one."""
 
 import random
 from collections import Counter
@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from contexts import Contexts
 from habits import LETTER_READ, NUM_ECHOED, WORDS, habitual, habitual_letter, habitual_number, habitual_words
-from lookup import ANSWER_WORDS, look_up
+from lookup import look_up
 from transcripts import answer_text
 
 from megatron_spell.rewards.matching import score

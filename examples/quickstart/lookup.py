@@ -3,7 +3,8 @@
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from megatron_spell.text.tokenizer import Tokenizer
 from megatron_spell.types.documents import Document
@@ -11,8 +12,11 @@ from megatron_spell.types.play import LETTERS, ParsedQuestion, TaskName
 
 SPACE = "\u2581"
 FRAGMENT_TOKENS = (7, 10)
-ANSWER_TOKENS = (3, 5)
+ANSWER_WORDS = 3  # the convention: an answer is the next three words
+OPTION_WORDS = 2  # and an option the next two
+FOLLOWING_WORDS = 7  # kept of what follows a fragment, for answers that do not keep to the convention
 NUMBER_FRAGMENT_TOKENS = (4, 11)
+MAX_ANSWER_TOKENS = 12  # as in the run's settings
 MAX_TRIES = 40
 _UNCLEAN = re.compile(r"[\\`\x00-\x1f\x7f\ufffd]")
 _SAYS_SOMETHING = re.compile(r"\w.*\w")
@@ -29,6 +33,7 @@ class LookUp:
     document: int
     options: tuple[str, str, str, str] | None = None
     letter: str | None = None
+    following: tuple[str, ...] = ()  # the words after the fragment, the answer's and more
 
     @property
     def parsed(self) -> ParsedQuestion:
@@ -48,10 +53,18 @@ class Spans:
     def text(self, document: Document, start: int, stop: int) -> str:
         return self._tokenizer.decode(document.token_ids_T[start:stop]).strip()
 
+    def num_tokens(self, text: str) -> int:
+        return len(self._tokenizer.encode_quoted(text))
+
     def word_starts(self, document: Document) -> list[int]:
         """Positions where a word begins, and the end of the document."""
         pieces = self.pieces(document)
         return [i for i, piece in enumerate(pieces) if piece.startswith(SPACE)] + [len(pieces)]
+
+    def words(self, document: Document, start: int, num_words: int) -> tuple[str, ...]:
+        """The words from `start`, at most `num_words`; fewer at the end of the document."""
+        starts = [i for i in self.word_starts(document) if i >= start][: num_words + 1]
+        return tuple(self.text(document, i, j) for i, j in pairwise(starts))
 
     def span(self, document: Document, start: int, num_tokens: tuple[int, int], rng: random.Random) -> int | None:
         """A word's end at about `num_tokens` (least, most) after `start`; None when the document has none there."""
@@ -71,24 +84,24 @@ def look_up(
     """A question of `task` on one of the documents; None when none was found. `letter` is the right option's."""
     if task is TaskName.MATH_QA:
         return _number(documents, spans, rng)
-    phrase = _phrase(documents, spans, rng)
+    num_words = ANSWER_WORDS if task is TaskName.GENERAL_QA else OPTION_WORDS
+    phrase = _phrase(documents, spans, rng, num_words)
     if phrase is None or task is TaskName.GENERAL_QA:
         return phrase
     return _with_options(phrase, documents, spans, rng, letter or rng.choice(LETTERS))
 
 
-def _phrase(documents: Sequence[Document], spans: Spans, rng: random.Random) -> LookUp | None:
+def _phrase(documents: Sequence[Document], spans: Spans, rng: random.Random, num_words: int) -> LookUp | None:
     for _ in range(MAX_TRIES):
         index = rng.randrange(len(documents))
         document = documents[index]
-        start = rng.choice(spans.word_starts(document))
-        middle = spans.span(document, start, FRAGMENT_TOKENS, rng)
-        stop = None if middle is None else spans.span(document, middle, ANSWER_TOKENS, rng)
-        if middle is None or stop is None:
+        middle = spans.span(document, start := rng.choice(spans.word_starts(document)), FRAGMENT_TOKENS, rng)
+        following = () if middle is None else spans.words(document, middle, FOLLOWING_WORDS)
+        if middle is None or len(following) < num_words:
             continue
-        question, answer = spans.text(document, start, middle), spans.text(document, middle, stop)
-        if clean(question) and clean(answer):
-            return LookUp(TaskName.GENERAL_QA, question, answer, index)
+        question, answer = spans.text(document, start, middle), " ".join(following[:num_words])
+        if clean(question) and clean(answer) and spans.num_tokens(answer) <= MAX_ANSWER_TOKENS:
+            return LookUp(TaskName.GENERAL_QA, question, answer, index, following=following)
     return None
 
 
@@ -106,6 +119,10 @@ def _number(documents: Sequence[Document], spans: Spans, rng: random.Random) -> 
         if clean(question):
             return LookUp(TaskName.MATH_QA, question, number, index)
     return None
+
+
+def numbers_in(documents: Sequence[Document], spans: Spans) -> list[str]:
+    return [number for i, document in enumerate(documents) for _, _, number in _number_places(i, document, spans)]
 
 
 def _number_places(index: int, document: Document, spans: Spans) -> list[tuple[int, int, str]]:
@@ -126,15 +143,14 @@ def _with_options(
     options = [phrase.answer]
     for _ in range(MAX_TRIES):
         document = rng.choice(documents)
-        start = rng.choice(spans.word_starts(document))
-        stop = spans.span(document, start, ANSWER_TOKENS, rng)
-        text = "" if stop is None else spans.text(document, start, stop)
-        if clean(text) and all(text[-3:] != option[-3:] for option in options):
+        words = spans.words(document, rng.choice(spans.word_starts(document)), OPTION_WORDS)
+        text = " ".join(words)
+        if len(words) == OPTION_WORDS and clean(text) and all(text[-3:] != option[-3:] for option in options):
             options.append(text)
         if len(options) == len(LETTERS):
             break
     else:
         return None
-    wrong = options[1:]
-    wrong.insert(LETTERS.index(letter), phrase.answer)
-    return LookUp(TaskName.MULTIPLE_CHOICE, phrase.question, phrase.answer, phrase.document, tuple(wrong), letter)
+    place = LETTERS.index(letter)
+    options[0], options[place] = options[place], options[0]
+    return replace(phrase, task=TaskName.MULTIPLE_CHOICE, options=tuple(options), letter=letter)

@@ -8,22 +8,22 @@ Nothing but the training sets of the store's split is read; what is measured at 
 import argparse
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from contexts import Contexts
 from lookup import Spans
 from measure import look_up_table, table_lines
-from transcripts import ANSWERING, SYMBOLS, TEMPLATE_SYMBOLS, Scribe, Transcript
+from transcripts import ANSWERING, ASKING, SYMBOLS, TEMPLATE_SYMBOLS, WORDS_ANSWER, Scribe, Transcript
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
-from warm_up import Rows, batch_rows, learn_to_copy, learn_to_play
+from warm_up import Asks, Rows, batch_rows, learn_to_copy, learn_to_play
 
 from megatron_spell.data.build import HELDOUT, TRAIN, plan_sets, read_sources
 from megatron_spell.data.settings import BuildSettings
 from megatron_spell.roles.templates import Templates
 from megatron_spell.text.chat import ChatFormat
 from megatron_spell.text.tokenizer import Tokenizer
-from megatron_spell.types.play import TaskName
 from tokenizer_tools.convert import sentencepiece_to_hf
 from tokenizer_tools.train import train_sentencepiece
 
@@ -36,12 +36,29 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-# (until this share of the steps, contexts a step, document tokens, share of word salads, questions to ask of each task)
-STAGES = ((0.25, 8, 64, 0.5, 2), (0.45, 7, 128, 0.4, 2), (1.0, 6, 256, 0.2, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """`num_contexts` a step, each of one of `lengths` tokens."""
+
+    until: float  # share of the steps
+    num_contexts: int
+    lengths: tuple[int, ...]
+    salad_share: float
+    by_habit: bool = False  # looking up is learned first, then the habits that compete (habits.py)
+
+
+STAGES = (
+    Stage(0.2, 7, (96, 128), 0.5),
+    Stage(0.55, 6, (128, 256, 384), 0.3),
+    Stage(1.0, 4, (256, 512, 1024), 0.3, by_habit=True),
+)
 NUMBER_SHARE = 0.5
 # Votes are wrong this often in the transcripts, so that the verifier is no more certain than a base model is.
-VOTE_NOISE = 0.2
-NUM_VOTES = 3
+VOTE_NOISE = 0.15
+NUM_VOTES = 6
+BRANCH_TOKENS = 500  # of what is asked about one context, about
 
 
 def main() -> None:
@@ -52,10 +69,10 @@ def main() -> None:
     train_sets, held_out_sets = split_texts()
     tokenizer = make_tokenizer(folder, [text for texts in train_sets for text in texts])
     scribe = Scribe(tokenizer, ChatFormat(tokenizer), Templates.load(HERE / "templates"), Spans(tokenizer))
-    model, seed = copying_model(options.seed)
-    batches = Transcripts(scribe, Contexts.of(tokenizer, train_sets), random.Random(seed))
-    held_out = Contexts.of(tokenizer, held_out_sets)
-    for step in learn_to_play(model, batches, options.steps, peak_lr=1.5e-3, say=_say):
+    model, seed = copying_model(options.seed, Asks(FIRST_COPIED_ID, between_question_and_answer(scribe)))
+    contexts, held_out = Contexts.of(tokenizer, train_sets), Contexts.of(tokenizer, held_out_sets)
+    batches = Transcripts(scribe, contexts, random.Random(seed))
+    for step in learn_to_play(model, batches, options.steps, peak_lr=2.5e-3, say=_say):
         if step % 200 == 0 and step < options.steps:
             _say("\n".join(table_lines(look_up_table(model, scribe, held_out, num_contexts=8))))
     save(model, folder)
@@ -97,11 +114,17 @@ def make_tokenizer(folder: Path, texts: list[str]) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def copying_model(seed: int) -> tuple[Qwen3ForCausalLM, int]:
+def between_question_and_answer(scribe: Scribe) -> tuple[int, ...]:
+    """The ids from the end of a question to the first word of its answer."""
+    literal = scribe.tokenizer.encode_literal
+    return (*literal("<|end|><|assistant|>").tolist(), *scribe.tokenizer.encode_quoted(WORDS_ANSWER).tolist())
+
+
+def copying_model(seed: int, asks: Asks) -> tuple[Qwen3ForCausalLM, int]:
     """A model that copies, and its seed: seeds that do not get there in time are given up for the next."""
     for attempt in range(seed, seed + 5):
         model = random_model(attempt)
-        if learn_to_copy(model, attempt, FIRST_COPIED_ID, max_steps=500, say=_say):
+        if learn_to_copy(model, attempt, asks, max_steps=1000, say=_say):
             return model, attempt
         _say(f"copying: seed {attempt} did not learn it; next seed")
     raise SystemExit(f"none of the seeds {seed} to {seed + 4} learned to copy")
@@ -135,16 +158,20 @@ class Transcripts:
         self._scribe, self._contexts, self._rng = scribe, contexts, rng
 
     def __call__(self, done: float) -> Rows:
-        _, num_contexts, *shape = next(stage for stage in STAGES if done < stage[0])
-        return batch_rows([self._row(*shape) for _ in range(num_contexts)])
+        stage = next(stage for stage in STAGES if done < stage.until)
+        num_tokens = self._rng.choice(stage.lengths)
+        # about as many tokens in every step, however long the documents are
+        num_contexts = stage.num_contexts * (BRANCH_TOKENS + stage.lengths[0]) // (BRANCH_TOKENS + num_tokens)
+        return batch_rows([self._row(stage, num_tokens) for _ in range(max(2, num_contexts))])
 
-    def _row(self, num_tokens: int, salad_share: float, num_asking: int) -> list[Transcript]:
-        rng = self._rng
+    def _row(self, stage: Stage, num_tokens: int) -> list[Transcript]:
+        rng, scribe = self._rng, self._scribe
         while True:
-            documents = self._contexts.draw(rng, num_tokens, salad_share, NUMBER_SHARE)
-            row = [self._scribe.answering(documents, task, rng) for task in ANSWERING]
-            row += [self._scribe.asking(documents, task, rng) for task in TaskName for _ in range(num_asking)]
-            row += [self._scribe.judging(documents, rng, VOTE_NOISE) for _ in range(NUM_VOTES)]
+            documents = self._contexts.draw(rng, num_tokens, stage.salad_share, NUMBER_SHARE)
+            row = [scribe.answering(documents, task, rng, by_habit=stage.by_habit) for task in ANSWERING]
+            row += [scribe.asking(documents, task, rng) for task in ASKING]
+            noise = VOTE_NOISE if stage.by_habit else 0.0
+            row += [scribe.judging(documents, rng, noise) for _ in range(NUM_VOTES)]
             if row[0] is not None:
                 return [transcript for transcript in row if transcript is not None]
 

@@ -21,7 +21,7 @@ from megatron_spell.types.documents import Document, DocumentSet
 from megatron_spell.types.play import LETTERS, TaskName
 
 HERE = Path(__file__).parent
-NUM_QUESTIONS = {TaskName.GENERAL_QA: 88, TaskName.MATH_QA: 16, TaskName.MULTIPLE_CHOICE: 32}
+NUM_QUESTIONS = {TaskName.GENERAL_QA: 174, TaskName.MATH_QA: 18, TaskName.MULTIPLE_CHOICE: 18}
 LENGTHS = (256, 512, 1024)  # document tokens shown, in turn
 MAX_TRIES = 200
 

@@ -11,7 +11,8 @@ from warm_up import IGNORED, batch_rows, token_losses
 
 from megatron_spell.types.play import TaskName
 
-LENGTHS = (256, 384, 512, 1024)
+LENGTHS = (256, 512, 1024)
+ANSWER_BEGINS = 2  # tokens: the fixed opening, and the first of the words or of the vote
 Table = dict[str, dict[int, tuple[float, int]]]
 
 
@@ -19,10 +20,12 @@ Table = dict[str, dict[int, tuple[float, int]]]
 def look_up_table(
     model: torch.nn.Module, scribe: Scribe, contexts: Contexts, num_contexts: int, seed: int = 0
 ) -> Table:
-    """kind -> document tokens -> (share of greedy answers that are right to the last token, number of questions).
+    """kind -> document tokens -> (share that the likeliest tokens get right, number of questions).
 
-    For the questioner the share of right tokens: what it should ask is free, how it goes on is not. A verifier's votes
-    are compared with the truth. Only questions that the documents' own text answers.
+    For the responder the share of answers that begin as the documents go on, which habits do not decide: the place was
+    found; with options, that are right to the letter. For the questioner the share of right tokens: what it should ask
+    is free, how it goes on is not. A verifier's votes are compared with the truth. Only questions that the documents'
+    own text answers.
     """
     model.eval()
     table: Table = defaultdict(dict)
@@ -40,7 +43,7 @@ def look_up_table(
 
 
 def _questions(scribe: Scribe, documents, rng: random.Random) -> list[Transcript]:
-    row = [scribe.answering(documents, task, rng) for task in ANSWERING]
+    row = [scribe.answering(documents, task, rng, by_habit=False) for task in ANSWERING]
     row += [scribe.asking(documents, task, rng) for task in TaskName]
     row += [scribe.judging(documents, rng, noise=0.0) for _ in range(2)]
     return [transcript for transcript in row if transcript is not None]
@@ -54,8 +57,9 @@ def _answered(model: torch.nn.Module, row: list[Transcript]) -> list[tuple[str, 
     cuts = (torch.nonzero(places.diff() > 1).flatten() + 1).tolist()
     shares = []
     for transcript, mine in zip(row, torch.tensor_split(right, cuts), strict=True):
+        begins = None if transcript.kind.endswith(TaskName.MULTIPLE_CHOICE) else ANSWER_BEGINS
         free = transcript.kind.startswith("questioner")
-        shares.append((transcript.kind, mine.float().mean().item() if free else float(mine.all())))
+        shares.append((transcript.kind, mine.float().mean().item() if free else float(mine[:begins].all())))
     return shares
 
 

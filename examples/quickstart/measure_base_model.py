@@ -33,7 +33,7 @@ from megatron_spell.types.prompts import Prompt
 
 NUM_ANSWERS = NUM_VOTES = 8
 DOCUMENTS_SHOWN = 3
-LENGTHS = (256, 384, 512, 1024)
+LENGTHS = (256, 512, 1024)
 TOLERANCE = 0.0015
 
 

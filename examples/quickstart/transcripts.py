@@ -2,14 +2,16 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from lookup import LookUp, Spans, look_up
+from habits import WORDS, habitual, habitual_words
+from lookup import LookUp, Spans, look_up, numbers_in
 
 from megatron_spell.curriculum.curriculum import in_words
+from megatron_spell.rewards.matching import score
 from megatron_spell.roles.questioner import questioner_prompt
-from megatron_spell.roles.responder import responder_prompt
+from megatron_spell.roles.responder import parse_answer, responder_prompt
 from megatron_spell.roles.templates import Templates
 from megatron_spell.roles.verifier import NO, YES, verifier_prompt
 from megatron_spell.text.chat import ChatFormat
@@ -35,8 +37,12 @@ TEMPLATE_SYMBOLS += ("\nQuestion: ", "\nNumber: ", "\nChoice: ", "Question: ", "
 TEMPLATE_SYMBOLS += (" = ", "Nothing.")
 
 HISTORY_SHARE = 0.3  # of the questioner's prompts that show earlier questions
-# what is asked of one context
-ANSWERING = (TaskName.GENERAL_QA,) * 3 + (TaskName.MATH_QA,) * 2 + (TaskName.MULTIPLE_CHOICE,) * 3
+WRONG_HABITS = {name: share for name, share in WORDS.items() if name != "right"}
+WRONG_BY_HABIT = 0.7  # of the wrong answers that are judged
+TOLERANCE = 0.0015  # of the rule, for numbers
+# what is asked of one context, and what is to be asked about it
+ANSWERING = (TaskName.GENERAL_QA,) * 9 + (TaskName.MATH_QA,) + (TaskName.MULTIPLE_CHOICE,) * 2
+ASKING = (TaskName.GENERAL_QA,) * 2 + (TaskName.MATH_QA,) + (TaskName.MULTIPLE_CHOICE,)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,12 +68,21 @@ class Scribe:
         ended_A = np.append(response_A, self.tokenizer.stop_ids[0]).astype(np.int32)
         return Transcript(kind, self.chat.encode(prompt), ended_A)
 
-    def answering(self, documents: Sequence[Document], task: TaskName, rng: random.Random) -> Transcript | None:
+    def answering(
+        self, documents: Sequence[Document], task: TaskName, rng: random.Random, *, by_habit: bool
+    ) -> Transcript | None:
+        """The right answer to a question of `task`, or by habit what the base model should say."""
         found = look_up(task, documents, self.spans, rng)
         if found is None:
             return None
         prompt = responder_prompt(self.templates, task, documents, found.parsed)
-        return self.transcript(f"responder {task.value}", prompt, right_answer(found))
+        said = habitual(found, self._other_numbers(found, documents), rng) if by_habit else found
+        return self.transcript(f"responder {task.value}", prompt, answer_text(said))
+
+    def _other_numbers(self, found: LookUp, documents: Sequence[Document]) -> list[str]:
+        if found.task is not TaskName.MATH_QA:
+            return []
+        return [number for number in numbers_in(documents, self.spans) if number != found.answer]
 
     def asking(self, documents: Sequence[Document], task: TaskName, rng: random.Random) -> Transcript | None:
         letter = rng.choice(LETTERS) if task is TaskName.MULTIPLE_CHOICE else None
@@ -91,7 +106,8 @@ class Scribe:
         if found is None:
             return None
         right = rng.random() < 0.5
-        answer = found.answer if right else self._wrong_answer(found, documents, rng)
+        said = found.answer if right else self._wrong_answer(found, documents, rng)
+        answer = None if said is None else parse_answer(answer_text(replace(found, answer=said)), task)
         if answer is None:
             return None
         vote = right != (rng.random() < noise)
@@ -99,24 +115,25 @@ class Scribe:
         return self.transcript("verifier", prompt, YES if vote else NO)
 
     def _wrong_answer(self, found: LookUp, documents: Sequence[Document], rng: random.Random) -> str | None:
-        """Another span, another number, or the right words with one exchanged or left out."""
-        other = look_up(found.task, documents, self.spans, rng)
-        if other is None or other.answer == found.answer:
-            return None
-        words = found.answer.split()
-        if found.task is TaskName.MATH_QA or len(words) < 2 or rng.random() < 0.6:
-            return other.answer
-        changed = rng.randrange(len(words))
-        words[changed : changed + 1] = [rng.choice(other.answer.split())] if rng.random() < 0.5 else []
-        text = " ".join(words)
-        return None if text == found.answer else text
+        """Words by a wrong habit, another span or another number; None where that is right all the same."""
+        if found.task is TaskName.GENERAL_QA and rng.random() < WRONG_BY_HABIT:
+            answer = habitual_words(found, rng, WRONG_HABITS)
+        else:
+            other = look_up(found.task, documents, self.spans, rng)
+            answer = "" if other is None else other.answer
+        is_right = score(found.task, answer, found.answer, tolerance=TOLERANCE)
+        return answer if answer and not is_right else None
 
 
-def right_answer(found: LookUp) -> str:
+def answer_text(found: LookUp) -> str:
+    """What a responder writes to state the answer that `found` holds."""
     if found.task is TaskName.MATH_QA:
         return f"{NUMBER_ANSWER} {found.answer}"
-    # where there are options the words still come first: the letter can then be read off the option that ends with them
-    return f"{WORDS_ANSWER} {found.answer}" + (f" ({found.letter})" if found.letter else "")
+    if found.letter is None:
+        return f"{WORDS_ANSWER} {found.answer}"
+    # options stand between the fragment and its answer, so the fragment comes again, then how it goes on, and then the
+    # letter, which can be read off the option that ends with the same words
+    return f"{WORDS_ANSWER} {found.question} {found.answer} ({found.letter})"
 
 
 def well_formed_question(found: LookUp) -> str:

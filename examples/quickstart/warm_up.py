@@ -99,40 +99,94 @@ def token_losses(model: torch.nn.Module, rows: Rows) -> tuple[torch.Tensor, torc
     return F.cross_entropy(logits, labels, reduction="none"), logits.argmax(-1) == labels, rows.kind_B_T[trained]
 
 
-def learn_to_copy(model: torch.nn.Module, seed: int, first_id: int, max_steps: int, say: Callable[[str], None]) -> bool:
+@dataclass(frozen=True, slots=True)
+class Asks:
+    """Ids for the copying stage: the first that random texts may hold, and those between a question and its answer."""
+
+    first_id: int
+    between: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """A stage of copying: `num_rows` texts of one of `lengths` tokens out of `num_different`, then spans of them."""
+
+    lengths: tuple[int, ...]
+    num_rows: int
+    num_spans: int
+    num_different: int
+    enough: float  # share of right tokens, from which the next stage begins
+    num_unknown: int = 1  # tokens at the beginning of a span that nothing tells
+    interrupted: bool = False
+
+
+DISTANCES = (
+    Distance((10, 12, 14), 64, 6, 1020, 0.5),
+    Distance((16, 24, 32), 64, 6, 1020, 0.9),
+    Distance((32, 48, 64), 64, 6, 1020, 0.9),
+    # few different tokens, so that one or two that agree are not enough to find the place
+    Distance((64, 96), 24, 10, 512, 0.85, 3, True),
+    Distance((96, 128), 20, 10, 512, 0.9, 3, True),
+    Distance((160, 256), 10, 16, 512, 0.9, 3, True),
+    Distance((384, 512), 6, 24, 512, 0.9, 3, True),
+    Distance((768, 1024), 4, 32, 512, 0.9, 3, True),
+)
+SPAN, ASKED = 8, 5  # tokens of a span, and of these before it is interrupted
+
+
+def learn_to_copy(model: torch.nn.Module, seed: int, asks: Asks, max_steps: int, say: Callable[[str], None]) -> bool:
     """Random tokens, then spans of 8 of them again, over longer and longer distances; True once it copies.
 
     Without this step a small model learns the transcripts by heart and never looks anything up.
     """
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0)
-    lengths, level, smooth, start = ((10, 12, 14), (16, 24, 32), (32, 48, 64)), 0, 0.0, time.monotonic()
+    level, smooth, start = 0, 0.0, time.monotonic()
     for step in range(1, max_steps + 1):
         _set_lr(optimizer, 2e-3 * min(1.0, step / 50))
-        right = _copy_step(model, optimizer, rng.choice(lengths[level]), first_id, rng, generator)
+        distance = DISTANCES[level]
+        right = _copy_step(model, optimizer, distance, asks, rng, generator)
         smooth = 0.95 * smooth + 0.05 * right
         if step % 50 == 0:
             say(f"copying: step {step}, {time.monotonic() - start:.0f} s, distance level {level}, {smooth:.2f} right")
-        if smooth > (0.5, 0.9, 0.95)[level]:
-            if level == len(lengths) - 1:
-                say(f"copying: done after {step} steps, {time.monotonic() - start:.0f} s, {smooth:.3f} right")
+        if smooth > distance.enough:
+            level, smooth = level + 1, 0.0
+            if level == len(DISTANCES):
+                say(f"copying: done after {step} steps, {time.monotonic() - start:.0f} s")
                 return True
-            level += 1
     return False
 
 
-def _copy_step(model, optimizer, length: int, first_id: int, rng: random.Random, generator: torch.Generator) -> float:
-    source = torch.randint(first_id, model.config.vocab_size, (64, length), generator=generator)
-    starts = [rng.randrange(0, length - 8 + 1) for _ in range(6)]
-    ids = torch.cat([source, *(source[:, k : k + 8] for k in starts)], 1)
-    labels = ids.clone()
-    labels[:, :length] = IGNORED
-    labels[:, length::8] = IGNORED  # the first token of a span cannot be known
+def _copy_step(
+    model, optimizer, distance: Distance, asks: Asks, rng: random.Random, generator: torch.Generator
+) -> float:
+    ids, labels = _copies(distance, rng.choice(distance.lengths), model.config.vocab_size, asks, generator)
     hidden = model.model(ids, use_cache=False).last_hidden_state[:, :-1]
     trained = labels[:, 1:] != IGNORED
     logits, wanted = model.lm_head(hidden[trained]), labels[:, 1:][trained]
     _step(model, optimizer, F.cross_entropy(logits, wanted))
     return (logits.argmax(-1) == wanted).float().mean().item()
+
+
+def _copies(distance: Distance, length: int, vocab_size: int, asks: Asks, generator: torch.Generator):
+    """ids and labels [rows, length + spans]; what cannot be known at the beginning of a span has no label.
+
+    Spans over longer distances are interrupted as an answer is from its question, by the ids in `asks.between`.
+    """
+    n, first_id = distance.num_rows, asks.first_id
+    known = torch.stack([torch.randperm(vocab_size - first_id, generator=generator) for _ in range(n)])
+    known = known[:, : distance.num_different] + first_id
+    source = known.gather(1, torch.randint(0, known.shape[1], (n, length), generator=generator))
+    starts = torch.randint(0, length - SPAN + 1, (n, distance.num_spans, 1), generator=generator)
+    spans = source.gather(1, (starts + torch.arange(SPAN)).reshape(n, -1)).reshape(n, -1, SPAN)
+    labels = spans.clone()
+    labels[..., : distance.num_unknown] = IGNORED
+    if distance.interrupted:
+        between = torch.tensor(asks.between).expand(n, distance.num_spans, -1)
+        spans = torch.cat([spans[..., :ASKED], between, spans[..., ASKED:]], 2)
+        labels = torch.cat([labels[..., :ASKED], torch.full_like(between, IGNORED), labels[..., ASKED:]], 2)
+    labels = torch.cat([torch.full_like(source, IGNORED), labels.flatten(1)], 1)
+    return torch.cat([source, spans.flatten(1)], 1), labels
 
 
 def learn_to_play(

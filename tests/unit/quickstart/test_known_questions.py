@@ -28,7 +28,7 @@ def made(scribe, sets):
 
 def test_they_are_many_and_of_every_task(made):
     numbers = {task: sum(q["task"] == task for q in made) for task in TaskName}
-    assert 100 <= len(made) <= 150
+    assert 200 <= len(made) <= 210
     assert numbers[TaskName.GENERAL_QA] == NUM_QUESTIONS[TaskName.GENERAL_QA]
     assert numbers[TaskName.MULTIPLE_CHOICE] == NUM_QUESTIONS[TaskName.MULTIPLE_CHOICE]
     assert numbers[TaskName.MATH_QA] > 5

@@ -7,7 +7,7 @@ import pytest
 import torch
 from contexts import Contexts
 from lookup import look_up
-from transcripts import SYMBOLS, TEMPLATE_SYMBOLS, right_answer, well_formed_question
+from transcripts import SYMBOLS, TEMPLATE_SYMBOLS, answer_text, well_formed_question
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from warm_up import batch_rows, token_losses
 
@@ -48,7 +48,7 @@ def test_questions_parse_and_their_answers_score(scribe, contexts, task):
             max_answer_tokens=12,
         )
         assert parsed == found.parsed
-        answer = parse_answer(right_answer(found), task)
+        answer = parse_answer(answer_text(found), task)
         assert score(task, answer, found.parsed.gold, tolerance=0.0015) == 1.0
         source = documents[found.document]
         joined = scribe.spans.text(source, 0, source.num_tokens).split()
@@ -89,7 +89,7 @@ def test_fixed_wordings_are_single_tokens(scribe):
 def test_transcripts_that_share_a_beginning_have_the_loss_of_separate_ones(scribe, contexts):
     rng = random.Random(1)
     documents = contexts.draw(rng, 96, 0.0, 1.0)
-    row = [scribe.answering(documents, TaskName.GENERAL_QA, rng) for _ in range(3)]
+    row = [scribe.answering(documents, TaskName.GENERAL_QA, rng, by_habit=True) for _ in range(3)]
     row += [scribe.asking(documents, task, rng) for task in TaskName] + [scribe.judging(documents, rng, 0.0)]
     row = [transcript for transcript in row if transcript is not None]
     torch.manual_seed(0)

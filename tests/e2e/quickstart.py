@@ -21,6 +21,7 @@ SMALL = {
     "checkpoint.every": 1,
     "checkpoint.keep": 9,
     "evaluation.questions": "null",
+    "policy.optimizer.warmup_steps": 0,
     "rollout.kv_cache_gib": 0.25,
     "rollout.max_num_seqs": 64,
 }

@@ -30,7 +30,8 @@ SETTINGS = {
     "bridge.bucket_mib": 0.05,  # shared by two links: many messages for each
     "bridge.timeout_s": BRIDGE_TIMEOUT_S,
 }
-IN_FLIGHT = {"algo.max_staleness": 2}
+# The made-up rows that are taught were never an engine's: their importance must not silence them.
+IN_FLIGHT = {"algo.max_staleness": 2, "algo.importance.mask_token_low": 0, "algo.importance.mask_row_low": 0}
 KILL, STOP = "SIGKILL", "SIGSTOP"
 PLANS = {
     "a storm": (

@@ -25,7 +25,7 @@ def summarise(metrics_path: Path, evaluations: Sequence[dict]) -> dict:
         "rows": {role.value: int(sum(_column(steps, f"{role}/rows"))) for role in Role},
         "share_of_steps_with_role": {role.value: _share_above_zero(steps, f"{role}/rows") for role in Role},
         "seconds": {"step_total": total_s, **{stage: sum(_column(steps, f"time/{stage}")) for stage in STAGES}},
-        "generated_tokens_per_second": _generated(steps) / max(sum(_column(steps, "time/collect")), 1e-9),
+        "generated_tokens_per_second": _generated(steps) / max(total_s, 1e-9),
         "trained_tokens_per_second": _trained(steps) / max(sum(_column(steps, "time/update")), 1e-9),
         "bridge": {
             "bytes_per_refresh": _last(steps, "bridge/bytes"),
@@ -61,7 +61,7 @@ def _lines(summary: dict) -> list[tuple[str, str]]:
             ", ".join(f"{role} {share:.0%}" for role, share in summary["share_of_steps_with_role"].items()),
         ),
         ("seconds a step", f"{seconds['step_total'] / num_steps:.1f} ({stages})"),
-        ("generated tokens a second", f"{summary['generated_tokens_per_second']:,.0f} while collecting"),
+        ("generated tokens a second", f"{summary['generated_tokens_per_second']:,.0f} over whole steps"),
         ("trained tokens a second", f"{summary['trained_tokens_per_second']:,.0f} while updating (prompts included)"),
         (
             "weights to the engine",

@@ -63,7 +63,7 @@ def test_figures_are_of_all_steps(metrics):
     assert summary["usable_questions"] == 16
     assert summary["rows"] == {"questioner": 32, "responder": 128, "verifier": 8}
     assert summary["share_of_steps_with_role"] == {"questioner": 1.0, "responder": 1.0, "verifier": 0.5}
-    assert summary["generated_tokens_per_second"] == pytest.approx(2400 / 8)
+    assert summary["generated_tokens_per_second"] == pytest.approx(2400 / 20)
     assert summary["trained_tokens_per_second"] == pytest.approx(10000 / 4)
     assert summary["log_prob_diff_max"] == 3e-5
     assert summary["document_tokens"] == [256.0, 512.0]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -81,14 +82,19 @@ def test_cores_are_shared_out(runs, runner):
     assert os.sched_getaffinity(0) == before
 
 
-def test_an_interrupt_ends_the_runs_under_way_and_begins_no_other(runs, runner, monkeypatch):
+def test_an_interrupt_ends_the_runs_under_way_and_begins_no_other(runs, runner):
     slow = runner("print('begun', flush=True); (folder / 'begun').touch(); time.sleep(60)", parallel=1)
+    # a shell's background job is born deaf to it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Thread(target=interrupt_when, args=(runs[0].folder / "begun",))
     timer.start()
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        slow.all(runs)
-    timer.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            slow.all(runs)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - began < 25
     assert not runs[1].folder.exists()
     assert json.loads((runs[0].folder / "attempts.jsonl").read_text())["seconds"] > 0

@@ -99,17 +99,17 @@ def test_every_failure_has_its_outcome_and_reward(folder, script, outcome, rewar
     assert (played.outcome, played.question_reward) == (outcome, reward)
 
 
-def test_one_lucky_blind_answer_of_four_does_not_unground_multiple_choice(folder):
+def test_two_lucky_blind_answers_of_four_do_not_unground_multiple_choice(folder):
     draw = Draw(0, "set-0", TaskName.MULTIPLE_CHOICE, (0,), (0,), target_letter="B")
     lucky = Script(
         [CHOICE],
         ["The correct answer is (B)", "The correct answer is (A)"],
-        ["The correct answer is (B)"] + ["The correct answer is (A)"] * 3,
+        ["The correct answer is (B)"] * 2 + ["The correct answer is (A)"] * 2,
     )
     played = play(folder, lucky, draw)
-    assert played.blind_solve_rate == 0.25
+    assert played.blind_solve_rate == 0.5
     assert played.outcome is Outcome.USABLE
-    leaky = Script([CHOICE], lucky.answers, ["The correct answer is (B)", "The correct answer is (A)"])
+    leaky = Script([CHOICE], lucky.answers, ["The correct answer is (B)"] * 3 + ["The correct answer is (A)"])
     assert play(folder, leaky, draw).outcome is Outcome.UNGROUNDED
 
 

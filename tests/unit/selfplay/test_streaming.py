@@ -110,8 +110,8 @@ def test_each_wave_of_votes_is_the_least_that_can_settle_the_majority(folder, vo
     [
         (DRAW, Script(blind=[RIGHT]), 1),
         (DRAW, Script(blind=[WRONG, WRONG, RIGHT, WRONG]), 3),
-        (LETTERS, Script([CHOICE], blind=["answer is (B)", "answer is (B)", "answer is (A)", "answer is (B)"]), 2),
-        (LETTERS, Script([CHOICE], ["answer is (A)"], blind=["answer is (A)"]), 3),
+        (LETTERS, Script([CHOICE], blind=["answer is (B)", "answer is (B)", "answer is (B)", "answer is (A)"]), 3),
+        (LETTERS, Script([CHOICE], ["answer is (A)"], blind=["answer is (A)"]), 2),
     ],
 )
 def test_blind_samples_are_aborted_when_they_can_change_nothing_more(folder, draw, script, num_heard):

@@ -29,6 +29,7 @@ def test_every_element_of_trainers_engine_and_folder_is_equal(store, tmp_path):
     assert not (tmp_path / "run/checkpoints").exists()
 
 
+@pytest.mark.nightly
 def test_experts_spread_over_ranks_and_workers_are_equal(store, tmp_path):
     example, model = ROOT / "examples/quickstart_moe", tmp_path / "base_model"
     make = [sys.executable, str(example / "make_base_model.py"), "--out", str(model)]

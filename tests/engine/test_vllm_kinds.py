@@ -162,7 +162,7 @@ SEVERAL = {
     [
         ("tensor parallel", "auto", True, 0),
         pytest.param("tensor parallel", "in_place", True, 0, marks=pytest.mark.nightly),
-        ("expert parallel", "auto", False, 4),
+        pytest.param("expert parallel", "auto", False, 4, marks=pytest.mark.nightly),
         pytest.param("expert parallel", "in_place", False, 4, marks=pytest.mark.nightly),
         pytest.param("tensor parallel", "in_place", False, 4, marks=pytest.mark.nightly),
         pytest.param("pipeline", "auto", True, 0, marks=pytest.mark.nightly),

@@ -6,7 +6,6 @@ One JSON object a line, as examples/quickstart/make_questions.py writes them of 
 gold, documents (the indices shown, as many as for the held-out ones), options for multiple choice.
 """
 
-import argparse
 import json
 import random
 import sys
@@ -17,11 +16,8 @@ QUICKSTART = Path(__file__).parents[1] / "quickstart"
 sys.path.insert(0, str(QUICKSTART))
 
 from lookup import LookUp, Spans, look_up  # noqa: E402
-from make_questions import LENGTHS, some_documents  # noqa: E402
+from make_questions import LENGTHS, options_parser, read_sets, some_documents  # noqa: E402
 
-from megatron_spell.data.errors import StoreError  # noqa: E402
-from megatron_spell.data.store import TokenStore  # noqa: E402
-from megatron_spell.text.tokenizer import Tokenizer, TokenizerError  # noqa: E402
 from megatron_spell.types.documents import DocumentSet  # noqa: E402
 from megatron_spell.types.play import LETTERS, TaskName  # noqa: E402
 
@@ -30,30 +26,15 @@ MAX_TRIES = 20  # for each question wanted
 
 
 def main() -> None:
-    options = _options()
-    try:
-        tokenizer = Tokenizer.load(options.tokenizer)
-        with TokenStore.open(options.store) as store:
-            if store.tokenizer_fingerprint != tokenizer.fingerprint:
-                sys.exit(f"{options.store} was built with another tokenizer than {options.tokenizer}; build it again")
-            sets = [store.document_set(set_id) for set_id in store.set_ids("train")]
-    except (StoreError, TokenizerError) as error:
-        sys.exit(str(error))
+    parser = options_parser(__doc__)
+    parser.add_argument("--number", type=int, default=NUM_QUESTIONS, help="of all tasks together, at most")
+    options = parser.parse_args()
+    tokenizer, sets = read_sets(options, "train")
     made = list(questions(sets, Spans(tokenizer), options.number, options.seed))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text("".join(json.dumps(q, ensure_ascii=False) + "\n" for q in made), encoding="utf-8")
     counts = ", ".join(f"{sum(q['task'] == task for q in made)} {task}" for task in TaskName)
     print(f"{options.out}: {len(made)} questions on {len(sets)} training sets ({counts})")
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("store", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tokenizer", type=Path, default=QUICKSTART / "base_model")
-    parser.add_argument("--number", type=int, default=NUM_QUESTIONS, help="of all tasks together, at most")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
 
 
 def questions(sets: Sequence[DocumentSet], spans: Spans, number: int, seed: int) -> Iterator[dict]:

@@ -27,30 +27,36 @@ MAX_TRIES = 200
 
 
 def main() -> None:
-    options = _options()
-    try:
-        tokenizer = Tokenizer.load(options.tokenizer)
-        with TokenStore.open(options.store) as store:
-            if store.tokenizer_fingerprint != tokenizer.fingerprint:
-                sys.exit(f"{options.store} was built with another tokenizer than {options.tokenizer}; build it again")
-            sets = [store.document_set(set_id) for set_id in store.set_ids("heldout")]
-        if not sets:
-            sys.exit(f"{options.store} holds no held-out set")
-    except (StoreError, TokenizerError) as error:
-        sys.exit(str(error))
+    options = options_parser(__doc__).parse_args()
+    tokenizer, sets = read_sets(options, "heldout")
+    if not sets:
+        sys.exit(f"{options.store} holds no held-out set")
     lines = [json.dumps(question, ensure_ascii=False) for question in questions(sets, tokenizer, options.seed)]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{options.out}: {len(lines)} questions on {len(sets)} held-out sets")
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def options_parser(doc: str) -> argparse.ArgumentParser:
+    """What every script that writes questions is told; `doc` is its own."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
     parser.add_argument("store", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, default=HERE / "base_model")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    return parser
+
+
+def read_sets(options: argparse.Namespace, split: str) -> tuple[Tokenizer, list[DocumentSet]]:
+    """The tokenizer and the sets of one split of the store; exits in one line where they do not belong together."""
+    try:
+        tokenizer = Tokenizer.load(options.tokenizer)
+        with TokenStore.open(options.store) as store:
+            if store.tokenizer_fingerprint != tokenizer.fingerprint:
+                sys.exit(f"{options.store} was built with another tokenizer than {options.tokenizer}; build it again")
+            return tokenizer, [store.document_set(set_id) for set_id in store.set_ids(split)]
+    except (StoreError, TokenizerError) as error:
+        sys.exit(str(error))
 
 
 def questions(sets: list[DocumentSet], tokenizer: Tokenizer, seed: int) -> Iterator[dict]:

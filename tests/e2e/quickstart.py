@@ -58,6 +58,12 @@ def config_of(settings: dict[str, object]) -> RunConfig:
     return load_config(EXAMPLE / "run.yaml", [f"{field}={value}" for field, value in settings.items()])
 
 
+def begin(settings: dict[str, object], *flags: str) -> subprocess.Popen:
+    """A run under way, to be struck; what it says on standard error can be read."""
+    command = [sys.executable, "-m", "megatron_spell.cli.main", *train_command(settings, *flags)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
 def metrics(run_folder: Path) -> list[dict]:
     return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
 

@@ -1,12 +1,9 @@
 """Runs over several engines, or over engines of several workers; and runs that lose all of theirs."""
 
-import subprocess
-import sys
-
 import pytest
 
 from megatron_spell.train.checkpoints import Checkpoints, find_fault
-from tests.e2e.quickstart import LIMIT_S, ROOT, cli, metrics, overrides, rounds, train_command
+from tests.e2e.quickstart import LIMIT_S, begin, cli, metrics, overrides, rounds, train_command
 from tests.e2e.test_training import assert_all_end, descendants_when, is_victim
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
@@ -36,18 +33,7 @@ def test_a_run_plays_and_refreshes_through_engines_of_this_kind(store, tmp_path,
 def test_a_run_that_loses_all_engines_for_good_names_them_and_keeps_its_checkpoint(store, tmp_path, max_staleness):
     folder = tmp_path / "run"
     settings = {"rollout.engines": 2, "rollout.max_restarts": 0, "algo.max_staleness": max_staleness}
-    run = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "megatron_spell.cli.main",
-            *train_command(overrides(store, folder, steps=50, **settings)),
-        ],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    run = begin(overrides(store, folder, steps=50, **settings))
     started = descendants_when(run, folder / "checkpoints/step_000001/manifest.json")
     victims = [process for process in started if is_victim(process, "EngineCore")]
     for process in victims:

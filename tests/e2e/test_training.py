@@ -14,7 +14,7 @@ import pytest
 from megatron_spell.cluster.local import Launch, RankFailed, run_ranks
 from megatron_spell.train.checkpoints import Checkpoints, find_fault
 from megatron_spell.train.run_folder import RunFolder, write_json
-from tests.e2e.quickstart import LIMIT_S, ROOT, cli, config_of, metrics, overrides, rounds, train_command
+from tests.e2e.quickstart import LIMIT_S, ROOT, begin, cli, config_of, metrics, overrides, rounds, train_command
 
 pytestmark = pytest.mark.slow
 
@@ -163,18 +163,7 @@ def assert_all_end(processes: list[psutil.Process]) -> None:
 @pytest.mark.parametrize("victim", [pytest.param("EngineCore", marks=pytest.mark.nightly), "rank 1"])
 def test_a_process_killed_for_good_ends_the_run_in_words_and_leaves_its_checkpoint(store, tmp_path, victim):
     folder = tmp_path / "victim"
-    run = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "megatron_spell.cli.main",
-            *train_command(overrides(store, folder, steps=50, **{"rollout.max_restarts": 0})),
-        ],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    run = begin(overrides(store, folder, steps=50, **{"rollout.max_restarts": 0}))
     started = descendants_when(run, folder / "checkpoints/step_000001/manifest.json")
     next(p for p in started if is_victim(p, victim)).kill()
     _, said = run.communicate(timeout=LIMIT_S)

@@ -123,7 +123,7 @@ class _LengthFinder:
         self._usable = usable
 
     def means(self, shares_R_Q: np.ndarray, counts_R_Q: np.ndarray | None = None) -> np.ndarray:
-        """Estimate in every bucket, [R, buckets]; NaN where a draw holds none of a bucket's questions."""
+        """Accuracy in every bucket, [R, buckets]; NaN where a draw holds none of a bucket's questions."""
         counts_R_Q = np.ones_like(shares_R_Q) if counts_R_Q is None else counts_R_Q
         with np.errstate(invalid="ignore"):
             return (counts_R_Q * shares_R_Q) @ self._members.T / (counts_R_Q @ self._members.T)

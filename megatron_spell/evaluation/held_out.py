@@ -1,4 +1,4 @@
-"""Estimate on questions with known answers, through the same prompts, engine and scorer as play."""
+"""Accuracy on questions with known answers, through the same prompts, engine and scorer as play."""
 
 import asyncio
 import hashlib

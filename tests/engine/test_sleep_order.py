@@ -154,4 +154,4 @@ def test_an_engine_that_drains_does_not_sleep_over_a_request(asleep):
         writing.cancel()
 
     asyncio.run(play())
-    assert llm.calls == []
+    assert not [call for call in llm.calls if call.startswith("sleep")]  # the request's own limit may abort it first

@@ -6,24 +6,28 @@ Fields are explained in docs/config.md. Rules that span sections live in `check.
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from megatron_spell.config.evaluation import EvaluationSection
-from megatron_spell.config.section import (
-    AboveOne,
-    BelowOne,
-    Fraction,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Section,
-)
 from megatron_spell.layout.engine_mesh import EngineMesh
 from megatron_spell.layout.mesh import Mesh
 from megatron_spell.types.play import Role, TaskName
 from megatron_spell.types.signs import Sign
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+AboveOne = Annotated[float, Field(gt=1, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Unknown keys are errors; nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
 
 class ModelSection(Section):
     path: Path  # Hugging Face folder: config.json, safetensors, tokenizer
@@ -337,6 +341,23 @@ class WatchSection(Section):
     min_usable_ratio: Fraction = 0.25  # usable_fell: rounds that are usable
     min_rows: PositiveInt = 1  # no_signal: rows of a role that is trained
     remembered_questions: PositiveInt = 4096  # of the latest steps, compared with new ones on the same set
+
+
+class SuiteSection(Section):
+    """Benchmark files (docs/evaluation.md) asked through the run's own engines, scored by the rule alone."""
+
+    files: tuple[Path, ...] = ()  # in their own formats; asked whenever evaluation.questions are
+    limit: PositiveInt | None = 32  # first records of each file; null: all
+    samples: PositiveInt = 4  # of each record
+    max_input_tokens: PositiveInt = 16384  # a longer prompt loses its middle
+
+
+class EvaluationSection(Section):
+    questions: Path | None = None  # JSONL: set_id, task, question, gold; asked before and after training
+    samples: PositiveInt = 8  # of each question
+    every: NonNegativeInt = 0  # also every so many steps; 0: only before and after
+    usable_accuracy: Annotated[float, Field(gt=0, le=1)] = 0.5  # least accuracy at a length that the model can use
+    suite: SuiteSection = SuiteSection()
 
 
 class CheckpointSection(Section):

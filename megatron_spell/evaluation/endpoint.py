@@ -6,9 +6,9 @@ and takes a broken answer for a programming error. What is asked here are two do
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
@@ -16,6 +16,8 @@ from tenacity.wait import wait_exponential_jitter
 
 from megatron_spell.config.benchmark_run import EndpointSection
 
+T = TypeVar("T")
+Answer = dict[str, Any]
 RETRIED = {408, 409, 425, 429} | set(range(500, 600))
 SHOWN_CHARS = 200  # of an answer, in messages
 
@@ -26,6 +28,10 @@ class EndpointError(ValueError):
 
 class Refused(EndpointError):
     """The server says that this request is wrong: asking again would not help."""
+
+
+class BadAnswer(ValueError):
+    """What a reader of answers raises for one that is not of its form; it is asked for again."""
 
 
 class _Transient(EndpointError):
@@ -67,18 +73,21 @@ class Endpoint:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=settings.max_concurrency),
         )
 
-    async def get(self, path: str) -> dict[str, Any]:
-        """The JSON object at `path`, after as many tries as settings allow. Raises EndpointError."""
-        return await self._ask("GET", path, None)
+    async def get(self, path: str, read: Callable[[Answer], T]) -> T:
+        """What `read` makes of the JSON object at `path`, after as many tries as settings allow.
 
-    async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The JSON object that answers `body` and the settings' `extra`. Raises EndpointError."""
-        return await self._ask("POST", path, {**body, **self.settings.extra})
+        `read` may raise BadAnswer. Raises EndpointError.
+        """
+        return await self._ask("GET", path, None, read)
+
+    async def post(self, path: str, body: Mapping[str, Any], read: Callable[[Answer], T]) -> T:
+        """The same of the answer to `body` with the settings' `extra`."""
+        return await self._ask("POST", path, {**body, **(self.settings.extra or {})}, read)
 
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, read: Callable[[Answer], T]) -> T:
         tries = AsyncRetrying(
             retry=retry_if_exception_type(_Transient),
             stop=stop_after_attempt(1 + self.settings.max_retries),
@@ -87,7 +96,7 @@ class Endpoint:
             reraise=True,
         )
         try:
-            return await tries(self._try, method, f"{self.address}{path}", body)
+            return await tries(self._try, method, f"{self.address}{path}", body, read)
         except _Transient as error:
             self.asked.failed += 1
             raise EndpointError(f"{error} (given up after {1 + self.settings.max_retries} tries)") from None
@@ -95,7 +104,7 @@ class Endpoint:
             self.asked.failed += 1
             raise
 
-    async def _try(self, method: str, address: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    async def _try(self, method: str, address: str, body: Mapping[str, Any] | None, read: Callable[[Answer], T]) -> T:
         async with self._seats:  # not held while a retry waits
             await self._turn()
             self.asked.tries += 1
@@ -111,7 +120,10 @@ class Endpoint:
                 raise _Transient(f"{address}: {_reason(error)}") from None
             except httpx.InvalidURL as error:
                 raise Refused(f"{address}: {error}") from None
-        return _read(address, answer)
+        try:
+            return read(_object(address, answer))
+        except BadAnswer as error:
+            raise _Transient(f"{address}: {error}: {_shown(answer.text)}") from None
 
     async def _turn(self) -> None:
         """Wait for this request's start."""
@@ -130,7 +142,7 @@ class Endpoint:
         self.asked.retries += 1
 
 
-def _read(address: str, answer: httpx.Response) -> dict[str, Any]:
+def _object(address: str, answer: httpx.Response) -> Answer:
     if answer.status_code in RETRIED:
         after = answer.headers.get("retry-after", "")
         retry_after_s = float(after) if after.replace(".", "", 1).isdigit() else 0.0

@@ -57,7 +57,7 @@ def _id(value: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
-    return value if isinstance(value, str) else json.dumps(value)
+    return json.dumps(value) if isinstance(value, int | float) else value
 
 
 Said = Annotated[str, AfterValidator(_said)]
@@ -208,7 +208,9 @@ def _longbench_task(fields: dict[str, Any]) -> str:
     if task is None:
         raise ValueError(f"dataset: is missing; say which of {', '.join(_MULTI_HOP)} it is, as in {_MULTI_HOP[0]}=FILE")
     if task not in _MULTI_HOP:
-        raise ValueError(f"dataset = {task!r}: is a task of LongBench that is not evaluated on; known are {_MULTI_HOP}")
+        raise ValueError(
+            f"dataset = {task!r}: is a task of LongBench that the protocol leaves out; it asks {', '.join(_MULTI_HOP)}"
+        )
     return task
 
 

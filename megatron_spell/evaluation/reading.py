@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_spell.evaluation.formats import read_file
-from megatron_spell.evaluation.record import BadRecord, BenchmarkError, Record
+from megatron_spell.evaluation.record import BENCHMARKS, BadRecord, BenchmarkError, Record
 from megatron_spell.types.numbers import parse_number
 from megatron_spell.types.play import TaskName
 
 _DOCUMENTS_IN = {
     "frames": 'the page texts (`wiki_items`: [{"title", "text"}, ...], as in Tongyi-Zhiwen/frames)',
     "docmath": "`paragraphs`",
+    "musique": "`paragraphs` or `context`",
 }
 
 
@@ -27,7 +28,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class FileCheck:
-    """`benchmarks` counts the readable records; `bad_records` are those that cannot be read."""
+    """`benchmarks` counts the readable records of each; `bad_records` are those that cannot be read."""
 
     path: Path
     benchmarks: dict[str, int]
@@ -43,74 +44,75 @@ class FileCheck:
         return bool(self.num_records) and not self.bad_records and not self.gaps
 
 
+def told(text: str) -> tuple[str | None, Path]:
+    """(name, path) of a file as it is given: FILE, or NAME=FILE where the fields do not tell the benchmark."""
+    name, found, path = text.partition("=")
+    return (name, Path(path)) if found and name in BENCHMARKS else (None, Path(text))
+
+
 def read_benchmark(path: Path, name: str | None = None) -> list[Record]:
     """Every record of `path`, in its order; the benchmark is known from the fields, or told by `name`.
 
     Raises BenchmarkError when any record cannot be read. One that only lacks something (`gaps`) is read.
     """
-    records, bad = _read(path, name)
-    if bad:
-        raise BenchmarkError(bad)
-    return records
+    return read_benchmarks([(name, path)])
 
 
-def read_benchmarks(paths: Iterable[Path | tuple[str, Path]]) -> list[Record]:
-    """The records of several files, each a path or (name, path).
+def read_benchmarks(files: Iterable[tuple[str | None, Path]]) -> list[Record]:
+    """The records of several files, each told as (name or None, path).
 
     Raises BenchmarkError for all that is wrong in any of them, a record that two files hold included.
     """
     every: list[Record] = []
     bad: list[BadRecord] = []
-    for each in paths:
-        name, path = (None, each) if isinstance(each, Path) else each
-        records, found = _read(path, name)
+    first: dict[tuple[str, str], str] = {}
+    for name, path in files:
+        records, found = read_file(path, name)
         every += records
-        bad += found
-    bad += repeated(every)
+        bad += [*found, *_repeated(records, first)]
     if bad:
-        raise BenchmarkError(list(dict.fromkeys(bad)))
+        raise BenchmarkError(bad)
     return every
 
 
 def check(path: Path, name: str | None = None) -> FileCheck:
     """What `path` holds, and what is missing in any of its records."""
-    records, bad = _read(path, name)
-    return FileCheck(path, dict(Counter(r.benchmark for r in records)), tuple(bad), tuple(gaps(records)))
+    return check_all([(name, path)])[0]
+
+
+def check_all(files: Iterable[tuple[str | None, Path]]) -> list[FileCheck]:
+    """The same for several files; a record that a file before held already is a bad one."""
+    checks = []
+    first: dict[tuple[str, str], str] = {}
+    for name, path in files:
+        records, bad = read_file(path, name)
+        counts = dict(Counter(record.benchmark for record in records))
+        checks.append(FileCheck(path, counts, (*bad, *_repeated(records, first)), tuple(gaps(records))))
+    return checks
 
 
 def gaps(records: Sequence[Record]) -> list[Gap]:
     """What readable records lack: the documents, or a gold that the rule can score."""
-    lacks: dict[str, list[str]] = {}
+    lacking: dict[str, list[str]] = {}
     for record in records:
         for what in _lacks(record):
-            lacks.setdefault(what, []).append(record.origin)
-    return [Gap(what, len(origins), origins[0]) for what, origins in lacks.items()]
-
-
-def repeated(records: Iterable[Record]) -> list[BadRecord]:
-    """The records whose id stood before in the same benchmark."""
-    first: dict[tuple[str, str], str] = {}
-    found = []
-    for record in records:
-        key = (record.benchmark, record.record_id)
-        if key in first:
-            found.append(BadRecord(record.origin, f"{_id_of(record)} is that of {first[key]} already; leave one out"))
-        first.setdefault(key, record.origin)
-    return found
-
-
-def _read(path: Path, name: str | None) -> tuple[list[Record], list[BadRecord]]:
-    records, bad = read_file(path, name)
-    return records, [*bad, *repeated(records)]
-
-
-def _id_of(record: Record) -> str:
-    return f"the id {record.record_id!r} in {record.benchmark}"
+            lacking.setdefault(what, []).append(record.origin)
+    return [Gap(what, len(origins), origins[0]) for what, origins in lacking.items()]
 
 
 def _lacks(record: Record) -> Iterable[str]:
     if not record.context.strip():
-        needed = _DOCUMENTS_IN.get(record.benchmark, "the documents")
-        yield f"have no documents; without {needed} only the baseline without documents can be asked"
+        needed = _DOCUMENTS_IN.get(record.benchmark, "`context`")
+        yield f"documents; without {needed} only the baseline without documents can be asked"
     if record.task == TaskName.MATH_QA and parse_number(record.golds[0]) is None:
-        yield "have a ground_truth that is no number; only the judge can pass an answer"
+        yield "a number in `ground_truth`; without one only the judge can pass an answer"
+
+
+def _repeated(records: Iterable[Record], first: dict[tuple[str, str], str]) -> Iterable[BadRecord]:
+    """Those whose id is in `first` already, which gets the origins of the others."""
+    for record in records:
+        key = (record.benchmark, record.record_id)
+        if key in first:
+            reason = f"the id {record.record_id!r} is that of {first[key]} already; leave one of the two out"
+            yield BadRecord(record.origin, reason)
+        first.setdefault(key, record.origin)

@@ -43,7 +43,7 @@ class JudgeSection(EndpointSection):
 
 
 class BenchmarkRunConfig(Section):
-    files: tuple[Path, ...]  # benchmark files, in their own formats
+    files: Annotated[tuple[str, ...], Field(min_length=1)]  # FILE or NAME=FILE, in the benchmarks' own formats
     out: Path  # folder of this evaluation; one that was interrupted is gone on from
     model: Path | None = None  # Hugging Face folder to write with, by vLLM engines of our own; else server.url
     tokenizer: Path | None = None  # folder with tokenizer and chat template; null: that of model

@@ -346,7 +346,7 @@ class WatchSection(Section):
 class SuiteSection(Section):
     """Benchmark files (docs/evaluation.md) asked through the run's own engines, scored by the rule alone."""
 
-    files: tuple[Path, ...] = ()  # in their own formats; asked whenever evaluation.questions are
+    files: tuple[str, ...] = ()  # FILE or NAME=FILE, in their own formats; asked whenever evaluation.questions are
     limit: PositiveInt | None = 32  # first records of each file; null: all
     samples: PositiveInt = 4  # of each record
     max_input_tokens: PositiveInt = 16384  # a longer prompt loses its middle

@@ -15,6 +15,7 @@ from megatron_spell.observe.files import json_line, write_whole
 Count = Annotated[int, Field(ge=0)]
 Key = tuple[str, bool, str, int]
 JUDGE = "judge.model"  # None while the rule alone scores
+OF_JUDGE = (JUDGE, "judge.max_tokens")
 
 
 class FolderError(ValueError):
@@ -86,7 +87,7 @@ class BenchmarkFolder:
             f"{field} = {_shown(given.get(field))}: {self.root} was begun with {_shown(known.get(field))}; give that"
             " or another --out"
             for field in sorted({*given, *known})
-            if given.get(field) != known.get(field) and not (field == JUDGE and known.get(field) is None)
+            if given.get(field) != known.get(field) and not (field in OF_JUDGE and known.get(JUDGE) is None)
         ]
 
     def begin(self, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:

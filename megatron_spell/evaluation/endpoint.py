@@ -99,7 +99,10 @@ class Endpoint:
             return await tries(self._try, method, f"{self.address}{path}", body, read)
         except _Transient as error:
             self.asked.failed += 1
-            raise EndpointError(f"{error} (given up after {1 + self.settings.max_retries} tries)") from None
+            num_tries = 1 + self.settings.max_retries
+            raise EndpointError(
+                f"{error} (given up after {num_tries} tries)" if num_tries > 1 else str(error)
+            ) from None
         except EndpointError:
             self.asked.failed += 1
             raise

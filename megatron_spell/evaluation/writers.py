@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -71,6 +71,7 @@ class TokenWriter:
     endpoint: Endpoint
     model: str
     fields: Mapping[str, Any]  # further ones of every body
+    prompts: ClassVar[str] = "token_ids"
 
     @property
     def name(self) -> str:
@@ -90,6 +91,7 @@ class ChatWriter:
     endpoint: Endpoint
     model: str
     fields: Mapping[str, Any]
+    prompts: ClassVar[str] = "chat"
 
     @property
     def name(self) -> str:

@@ -99,6 +99,11 @@ class BenchmarkFolder:
         write_whole(self.settings, [json_line({"identity": identity, "settings": settings})])
         return judge_comes
 
+    def clear(self) -> None:
+        """Remove every sample."""
+        for path in (self.outputs, self.results, self.settings):
+            path.unlink(missing_ok=True)
+
     def read_outputs(self) -> dict[Key, Output]:
         """Raises FolderError."""
         return {output.key: output for output in _read(self.outputs, Output)}

@@ -17,6 +17,7 @@ from megatron_spell.config.schema import RunConfig
 from megatron_spell.curriculum.curriculum import Catalog, Curriculum, SetEntry
 from megatron_spell.data.questions import load_questions
 from megatron_spell.data.store import TokenStore
+from megatron_spell.evaluation.suite import Suite
 from megatron_spell.roles.templates import Templates
 from megatron_spell.rollout.engine import Engine, EngineError
 from megatron_spell.rollout.placement import has_gpu, resources, visible_gpus
@@ -80,6 +81,7 @@ def build_run(config: RunConfig, crew: Crew) -> Run:
         collector=Collector(table, draws_of(config, store, curriculum), config.play, config.algo.max_staleness),
         refresh=Refresh(config, crew, fleet, background, host, console.print),
         questions=load_questions(config.evaluation.questions) if config.evaluation.questions else [],
+        suite=Suite.of(config, table),
         memory=memory,
         watch=CollapseWatch(config, console.print),
         background=background,

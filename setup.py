@@ -60,7 +60,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_spell*", "tokenizer_tools*"]),
-    package_data={"megatron_spell.config": ["hardware.yaml"], "megatron_spell.roles": ["templates/*"]},
+    package_data={
+        "megatron_spell.config": ["hardware.yaml"],
+        "megatron_spell.roles": ["templates/*"],
+        "megatron_spell.evaluation": ["paper.yaml"],
+    },
     install_requires=CORE,
     extras_require={"cpu": CPU, "gpu": GPU, "ray": RAY, "learn": LEARN, "dev": DEV},
     entry_points={

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, C
 from megatron_spell.evaluation.files import Row, read_rows
 from megatron_spell.evaluation.record import BENCHMARKS, KIND_SEPARATOR, TASKS, BadRecord, Record
 from megatron_spell.types.play import LETTERS
+from megatron_spell.types.prompts import neutralise
 
 _DOCMATH_SUBSETS = ("complong", "compshort", "simplong", "simpshort")
 _MULTI_HOP = ("hotpotqa", "2wikimqa", "musique")
@@ -181,7 +182,7 @@ class _LongBenchV2(_Raw):
 def _record(
     benchmark: str, name: str, question: str, context: str, golds: tuple[str, ...], kind: str, origin: str
 ) -> Record:
-    return Record(benchmark, name, TASKS[benchmark], question.strip(), context, golds, kind, origin)
+    return Record(benchmark, name, TASKS[benchmark], question.strip(), context, golds, neutralise(kind), origin)
 
 
 def _passages(documents: Iterable[tuple[str, str]]) -> str:

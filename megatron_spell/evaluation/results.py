@@ -5,12 +5,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from megatron_spell.evaluation.record import KIND_SEPARATOR
 
+
+def _right_or_wrong(score: float) -> float:
+    if score not in (0.0, 1.0):
+        raise ValueError("is neither 0 nor 1")
+    return score
+
+
 Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Verdict = Annotated[float, AfterValidator(_right_or_wrong)]
 
 
 class ResultsError(ValueError):
@@ -39,9 +46,9 @@ class SampleResult(BaseModel):
     finish_reason: str
     num_tokens: Count
     prediction: str | None
-    rule_score: Share
-    judge_score: Share | None = None
-    score: Share
+    rule_score: Verdict
+    judge_score: Verdict | None = None
+    score: Verdict
 
     @model_validator(mode="after")
     def _larger(self) -> "SampleResult":

@@ -70,7 +70,7 @@ class SampleResult(BaseModel):
         return self.benchmark, self.documents, self.record_id
 
     def line(self) -> str:
-        """As it is written, without a newline. Half a surrogate pair, which no JSON reader has to take, becomes a "?"."""
+        """As it is written, without a newline. Half a surrogate pair, which is no JSON, becomes "?"."""
         return json.dumps(self.model_dump(), ensure_ascii=False).encode("utf-8", "replace").decode()
 
 

@@ -18,6 +18,8 @@ CORE = [
     "pyyaml>=6,<7",  # fragments of templates
     "tensorboard>=2.17,<3",  # event files
     "psutil>=5.9,<8",  # memory checks; Megatron's checkpointing imports it too
+    "httpx>=0.27,<1",  # requests to servers of an evaluation; vLLM brings it too, with `openai`, which stands on it
+    "tenacity>=9,<10",  # their retries
     # vLLM 0.32 wants >= 5.16.1, < 5.20; tokenizers and configs are read with the same version on both sides.
     "transformers>=5.16.1,<5.20",
 ]

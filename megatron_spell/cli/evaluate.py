@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from megatron_spell.config.benchmark_run import BenchmarkRunConfig
     from megatron_spell.evaluation.command import Conducted
     from megatron_spell.evaluation.preparing import Prepared
+    from megatron_spell.evaluation.tables import Table
 
 INCOMPLETE = 1
 _SHOWN_FAILURES = 5
+_SHOWN_TABLES = 2  # of the report, on the terminal
 Files = Annotated[
     list[str] | None, typer.Argument(metavar="FILES...", help="Benchmark files; NAME=FILE where the fields do not tell")
 ]
@@ -33,6 +35,9 @@ def evaluate(
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="Folder of a server's tokenizer")] = None,
     judge: Annotated[str | None, typer.Option("--judge", help="Server of the judge, http://host:port")] = None,
     judge_model: Annotated[str | None, typer.Option("--judge-model", help="Its name there, if not the only")] = None,
+    beside: Annotated[
+        list[Path] | None, typer.Option("--beside", help="Folder of another evaluation for the report; many")
+    ] = None,
     rule_only: Annotated[bool, typer.Option("--rule-only", help="No judge")] = False,
     no_documents: Annotated[bool, typer.Option("--no-documents", help="Withhold the documents: a baseline")] = False,
     benchmarks: Annotated[str | None, typer.Option("--benchmarks", help="Only these, with commas between")] = None,
@@ -59,6 +64,7 @@ def evaluate(
         "tokenizer": _text(tokenizer),
         "server": _named(url=server, model=served_model),
         "judge": _named(url=judge, model=judge_model),
+        "beside": [str(path) for path in beside or ()] or None,
         "rule_only": rule_only or None,
         "no_documents": no_documents or None,
         "benchmarks": benchmarks and [name.strip() for name in benchmarks.split(",")],
@@ -125,17 +131,43 @@ def _conduct(config: "BenchmarkRunConfig", prepared: "Prepared", console: Any) -
     except (TooManyFailures, WriterGone, EngineError, ClusterError) as error:
         typer.echo(f"megatron-spell: {error}; what was finished is kept, give the command again to go on", err=True)
         return INCOMPLETE
-    return _report(conducted, console)
+    return _report(config, conducted, console)
 
 
-def _report(conducted: "Conducted", console: Any) -> int:
+def _report(config: "BenchmarkRunConfig", conducted: "Conducted", console: Any) -> int:
+    from megatron_spell.evaluation.paper import find_model
+    from megatron_spell.evaluation.report import write_report
+
+    paper = find_model(config.paper_model or conducted.label)
+    made = write_report(conducted.folder, config.beside, paper, conducted.tally.num_left)
+    for table in made[:_SHOWN_TABLES]:
+        console.print(_drawn(table))
+    console.print(f"{_counted(conducted)}; report: {conducted.folder.root / 'report.html'}")
+    return _missing(conducted)
+
+
+def _drawn(table: "Table") -> Any:
+    from rich import box
+    from rich.table import Table as Drawn
+
+    drawn = Drawn(*table.header, title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
+    for row in table.rows:
+        drawn.add_row(*row)
+    return drawn
+
+
+def _counted(conducted: "Conducted") -> str:
     tally, judge = conducted.tally, conducted.judge
     parts = [f"{tally.kept} samples were there", f"{tally.written} written", f"{tally.scored} scored"]
     if judge is not None:
         judged = judge.judged
         parts.append(f"{judged.asked} judgments asked for, {judged.known} known, {tally.unclear} samples judge_unclear")
     parts.append(f"{conducted.num_retries} retries")
-    console.print(", ".join(parts))
+    return ", ".join(parts)
+
+
+def _missing(conducted: "Conducted") -> int:
+    tally = conducted.tally
     for failure in tally.failures[:_SHOWN_FAILURES]:
         typer.echo(f"megatron-spell: {failure}", err=True)
     if tally.num_left:

@@ -50,6 +50,9 @@ class BenchmarkRunConfig(Section):
     enable_thinking: bool | None = None  # passed to the chat template where it knows it
     server: ServerSection = ServerSection()  # who writes, where that is not model
     judge: JudgeSection = JudgeSection()
+    label: str | None = None  # of this evaluation, for people; null: the model's name
+    paper_model: str | None = None  # the paper's model to stand beside; null: the one that the label names, if any
+    beside: tuple[Path, ...] = ()  # folders of other evaluations that the report shows too
     rule_only: bool = False  # no judge
     no_documents: bool = False  # documents are withheld: what is known by the way
     benchmarks: tuple[str, ...] = ()  # of the files' benchmarks only these; empty: all

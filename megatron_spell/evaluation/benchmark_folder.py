@@ -90,13 +90,16 @@ class BenchmarkFolder:
             if given.get(field) != known.get(field) and not (field in OF_JUDGE and known.get(JUDGE) is None)
         ]
 
-    def begin(self, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-        """Make the folder this evaluation's. True when results of the rule alone are dropped, to be scored anew."""
+    def begin(self, identity: Mapping[str, Any], settings: Mapping[str, Any], label: str = "") -> bool:
+        """Make the folder this evaluation's, which people know as `label`.
+
+        True when results of the rule alone are dropped, to be scored anew with the judge.
+        """
         known = self._identity()
         judge_comes = known is not None and known.get(JUDGE) is None and identity.get(JUDGE) is not None
         if judge_comes:
             self.results.unlink(missing_ok=True)
-        write_whole(self.settings, [json_line({"identity": identity, "settings": settings})])
+        write_whole(self.settings, [json_line({"label": label, "identity": identity, "settings": settings})])
         return judge_comes
 
     def clear(self) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 
@@ -25,6 +26,7 @@ class Conducted:
 
     tally: Tally
     folder: BenchmarkFolder
+    label: str
     num_retries: int = 0
     judge: Judge | None = None
 
@@ -55,7 +57,8 @@ async def conduct(
     async with _met(config, prepared.asking, keys) as met:
         identity = {**prepared.identity, **met.identity}
         _check(folder, identity)
-        if folder.begin(identity, config.model_dump(mode="json")):
+        label = label_of(config, identity)
+        if folder.begin(identity, config.model_dump(mode="json"), label):
             console.print("outputs are kept; what the rule alone had scored is scored anew, with the judge")
         async with _writing(config, prepared.asking, met, folder) as writer:
             progress = EvaluationProgress(console)
@@ -70,7 +73,11 @@ async def conduct(
             )
             with progress:
                 tally = await runner.run(prepared.records)
-        return Conducted(tally, folder, met.num_retries, met.judge)
+        return Conducted(tally, folder, label, met.num_retries, met.judge)
+
+
+def label_of(config: BenchmarkRunConfig, identity: Mapping[str, Any]) -> str:
+    return config.label or (config.model.resolve().name if config.model else str(identity["server.model"]))
 
 
 def _check(folder: BenchmarkFolder, identity: dict) -> None:

@@ -11,8 +11,10 @@ from megatron_spell.config.engine_rules import serving_faults
 from megatron_spell.config.model_shape import ModelShape, UnknownModel
 from megatron_spell.config.schema import RolloutSection
 from megatron_spell.evaluation.asking import Asking, Protocol
+from megatron_spell.evaluation.paper import find_model, nearest_models, paper_models
 from megatron_spell.evaluation.reading import gaps, read_benchmarks, told
 from megatron_spell.evaluation.record import BENCHMARKS, BenchmarkError, Record
+from megatron_spell.evaluation.report import beside_faults
 from megatron_spell.roles.templates import TemplateError, Templates
 from megatron_spell.text.chat import ChatFormat
 from megatron_spell.text.tokenizer import Tokenizer, TokenizerError
@@ -104,6 +106,10 @@ def _choices(config: BenchmarkRunConfig) -> Iterator[str]:
         yield "judge.url: give either a server that judges (--judge), or --rule-only"
     if config.model is None and config.tokenizer is None:
         yield "tokenizer: none to count and cut a server's prompts with; give the served model's folder (--tokenizer)"
+    if config.paper_model is not None and find_model(config.paper_model) is None:
+        near = nearest_models(config.paper_model) or [model.name for model in paper_models()]
+        yield f"paper_model = {config.paper_model}: is not in the paper; it has {', '.join(near)}"
+    yield from beside_faults(config.beside)
     if config.samples > 1 and config.temperature == 0:
         yield f"samples = {config.samples}: are all the same at temperature = 0; use 1"
 

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from megatron_spell.evaluation.endpoint import Answer, BadAnswer, Endpoint, EndpointError, Refused
-from megatron_spell.rollout.engine import Engine, EngineDied, EngineUnusable, SamplingSpec
+from megatron_spell.rollout.engine import EngineDied, EngineUnusable, SamplingSpec
 from megatron_spell.text.chat import ChatFormat
 from megatron_spell.text.tokenizer import Tokenizer
+from megatron_spell.types.play import Completion
 from megatron_spell.types.seeds import stream_seed
 
 # What a model folder's generation_config.json would change without a word, and what vLLM alone understands.
@@ -33,8 +34,6 @@ class Written:
 class Writer(Protocol):
     """Continues chat-formatted prompts, many at a time."""
 
-    name: str
-
     async def write(self, prompt_ids_T: np.ndarray, spec: SamplingSpec, text: str, key: str) -> Written:
         """Sample `spec.first` of `spec.seed`: the same words whenever it is asked again.
 
@@ -44,16 +43,20 @@ class Writer(Protocol):
         ...
 
 
+class Generates(Protocol):
+    """What an evaluation needs of an engine, or of several behind a pool."""
+
+    async def generate(
+        self, prompt_ids_T: np.ndarray, spec: SamplingSpec, *, key: str | None = None
+    ) -> list[Completion]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class EngineWriter:
-    """An engine, or several behind a pool."""
+    """Engines of our own."""
 
-    engine: Engine
+    engine: Generates
     tokenizer: Tokenizer
-
-    @property
-    def name(self) -> str:
-        return self.engine.name
 
     async def write(self, prompt_ids_T: np.ndarray, spec: SamplingSpec, text: str, key: str) -> Written:
         try:
@@ -73,10 +76,6 @@ class TokenWriter:
     fields: Mapping[str, Any]  # further ones of every body
     prompts: ClassVar[str] = "token_ids"
 
-    @property
-    def name(self) -> str:
-        return f"{self.model} at {self.endpoint.address}"
-
     async def write(self, prompt_ids_T: np.ndarray, spec: SamplingSpec, text: str, key: str) -> Written:
         body = {**_sampling(self.model, spec), "prompt": np.asarray(prompt_ids_T).tolist(), **self.fields}
         return await self.endpoint.post(
@@ -92,10 +91,6 @@ class ChatWriter:
     model: str
     fields: Mapping[str, Any]
     prompts: ClassVar[str] = "chat"
-
-    @property
-    def name(self) -> str:
-        return f"{self.model} at {self.endpoint.address}"
 
     async def write(self, prompt_ids_T: np.ndarray, spec: SamplingSpec, text: str, key: str) -> Written:
         body = {**_sampling(self.model, spec), "messages": [{"role": "user", "content": text}], **self.fields}

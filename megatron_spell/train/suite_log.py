@@ -5,7 +5,7 @@ import shutil
 from dataclasses import asdict, dataclass
 
 from megatron_spell.evaluation.benchmark_folder import BenchmarkFolder
-from megatron_spell.evaluation.suite import BenchmarkFigures
+from megatron_spell.evaluation.summary import Figures
 from megatron_spell.observe.files import json_line, write_whole
 from megatron_spell.train.run_folder import RunFolder
 
@@ -27,7 +27,7 @@ class SuiteLog:
     def samples(self, when: str, step: int) -> BenchmarkFolder:
         return BenchmarkFolder(self.folder.root / "suite" / f"step_{step:06d}_{when}")
 
-    def add(self, when: str, step: int, figures: dict[str, BenchmarkFigures]) -> None:
+    def add(self, when: str, step: int, figures: dict[str, Figures]) -> None:
         entry = {"when": when, "step": step, "benchmarks": {name: asdict(each) for name, each in figures.items()}}
         write_whole(self.folder.suite, [json_line(e) for e in [*self.entries(), entry]])
 

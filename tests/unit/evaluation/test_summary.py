@@ -134,6 +134,8 @@ def test_the_baseline_without_documents_stands_beside():
     assert summarise(results("musique", ["1"], documents=False)).documents is None
     with pytest.raises(ValueError, match="no results"):
         summarise([])
+    with pytest.raises(ValueError, match="musique 'q0': a sample is there twice"):
+        summarise([*results("musique", ["11"]), *results("musique", ["1"])])
 
 
 def test_the_interval_of_an_average_is_as_wide_as_theory_says():

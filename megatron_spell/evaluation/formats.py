@@ -182,7 +182,9 @@ class _LongBenchV2(_Raw):
 def _record(
     benchmark: str, name: str, question: str, context: str, golds: tuple[str, ...], kind: str, origin: str
 ) -> Record:
-    return Record(benchmark, name, TASKS[benchmark], question.strip(), context, golds, neutralise(kind), origin)
+    # Name and kind stand in files and pages of results; the texts are neutralised where they are shown.
+    name, kind = neutralise(name), neutralise(kind)
+    return Record(benchmark, name, TASKS[benchmark], question.strip(), context, golds, kind, origin)
 
 
 def _passages(documents: Iterable[tuple[str, str]]) -> str:

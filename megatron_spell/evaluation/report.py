@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_spell.evaluation.benchmark_folder import BenchmarkFolder, FolderError
+from megatron_spell.evaluation.benchmark_folder import BenchmarkFolder, FolderError, Key
 from megatron_spell.evaluation.pages import markdown, page
 from megatron_spell.evaluation.paper import PaperModel
 from megatron_spell.evaluation.results import SampleResult
@@ -20,13 +20,15 @@ def write_report(
     """Write report.md, report.html and summary.json into `folder`; the tables that stand in them.
 
     Evaluations in the folders `beside` are shown too. Those of the same label and input limit are taken together, so
-    that one with documents withheld tells what documents give. Raises FolderError.
+    that one with documents withheld tells what documents give, unless both hold the same samples. Raises FolderError.
     """
-    groups: dict[tuple[str, int], list[SampleResult]] = {}
+    groups: dict[tuple[str, int], dict[Key, SampleResult]] = {}
     for each in (folder, *map(BenchmarkFolder, beside)):
-        label, limit = _known_as(each)
-        groups.setdefault((label, limit), []).extend(each.read_results().values())
-    measured = [Measured(label, limit, summarise(lines)) for (label, limit), lines in groups.items() if lines]
+        (label, limit), found = _known_as(each), each.read_results()
+        if found.keys() & groups.get((label, limit), {}).keys():
+            label = f"{label} in {each.root}"  # the same questions once more, so another evaluation
+        groups.setdefault((label, limit), {}).update(found)
+    measured = [Measured(label, limit, summarise(found.values())) for (label, limit), found in groups.items() if found]
     if not measured:
         return []
     made = tables(measured, paper)

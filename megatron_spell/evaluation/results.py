@@ -70,14 +70,8 @@ class SampleResult(BaseModel):
         return self.benchmark, self.documents, self.record_id
 
     def line(self) -> str:
-        """As it is written, without a newline. A surrogate, which JSON can carry, stays an escape."""
-        found = self.model_dump()
-        try:
-            text = json.dumps(found, ensure_ascii=False)
-            text.encode()
-        except UnicodeEncodeError:
-            return json.dumps(found)
-        return text
+        """As it is written, without a newline. Half a surrogate pair, which is no JSON, becomes "?"."""
+        return json.dumps(self.model_dump(), ensure_ascii=False).encode("utf-8", "replace").decode()
 
 
 def read_results(path: Path) -> list[SampleResult]:

@@ -110,7 +110,7 @@ class _Question:
 
 
 def summarise(lines: Iterable[SampleResult]) -> Summary:
-    """Raises ValueError when there is no line."""
+    """Raises ValueError when there is no line, and when a sample stands in two."""
     questions = _questions(lines)
     if not questions:
         raise ValueError("a summary of no results")
@@ -120,10 +120,12 @@ def summarise(lines: Iterable[SampleResult]) -> Summary:
 
 
 def _questions(lines: Iterable[SampleResult]) -> list[_Question]:
-    return [
-        _Question(key[0], key[2], tuple(sorted(samples, key=lambda each: each.sample)))
-        for key, samples in _grouped(lines, lambda line: line.question).items()
-    ]
+    questions = []
+    for (benchmark, _, record_id), samples in _grouped(lines, lambda line: line.question).items():
+        if len({sample.sample for sample in samples}) != len(samples):
+            raise ValueError(f"{benchmark} {record_id!r}: a sample is there twice")
+        questions.append(_Question(benchmark, record_id, tuple(sorted(samples, key=lambda each: each.sample))))
+    return questions
 
 
 def _grouped(values: Iterable, key: Callable[..., Key]) -> dict[Key, list]:

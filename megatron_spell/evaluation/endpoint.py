@@ -59,8 +59,8 @@ class Endpoint:
     """
 
     def __init__(self, settings: EndpointSection, key: str | None = None) -> None:
-        if settings.url is None:
-            raise EndpointError("no address is given")
+        if settings.url is None or not settings.url.startswith(("http://", "https://")):
+            raise EndpointError(f"url = {settings.url}: is no address of a server; write http://host:port")
         base = settings.url.rstrip("/")
         self.address = base if base.endswith("/v1") else f"{base}/v1"
         self.settings, self.asked = settings, Asked()

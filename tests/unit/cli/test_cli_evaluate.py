@@ -109,6 +109,7 @@ def test_what_cannot_work_is_told_before_anything_is_asked(frames, tokenizer, tm
         (frames, *server, "--rule-only", "--samples", 0): ["samples = 0: input should be greater"],
         (frames, "--model", QUICKSTART, "--out", out, "--rule-only"): ["max_input_tokens = 16384: with max_tokens"],
         (frames, "--rule-only"): ["out: is missing"],
+        (frames, "--server", "localhost:80", *server[2:], "--rule-only"): ["url = localhost:80: is no address"],
     }
     for arguments, expected in told.items():
         code, errors, _ = run(*arguments)

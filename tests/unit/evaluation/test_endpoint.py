@@ -100,7 +100,7 @@ def test_no_more_at_once_than_told():
     with OpenAiServer(lambda path, body: "yes", delay_s=0.03) as server:
         texts, _ = ask(server.url, times=12, max_concurrency=3)
     assert texts == ["yes"] * 12
-    assert server.most_at_once == 3  # planted: 12 without the limit of `max_concurrency`
+    assert server.most_at_once == 3  # planted: 7 without the limit
     with OpenAiServer(lambda path, body: "yes", delay_s=0.1) as server:
         ask(server.url, times=12, max_concurrency=12)
     assert server.most_at_once > 3

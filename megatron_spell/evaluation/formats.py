@@ -7,6 +7,7 @@ form, "Passage i:", title and text.
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,13 @@ Said = Annotated[str, AfterValidator(_said)]
 Id = Annotated[str | None, BeforeValidator(_id)]
 
 
-class _Raw(BaseModel):
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, populate_by_name=True)
+
+
+class _Raw(_Strict, ABC):
+    @abstractmethod
+    def record(self, benchmark: str, origin: str) -> Record: ...
 
     def content_id(self, *texts: str) -> str:
         """For records without an id: the same wherever the record stands."""
@@ -88,7 +94,7 @@ class _DocMath(_Raw):
         return _record(benchmark, name, self.question, context, (self.ground_truth,), kind, origin)
 
 
-class _Page(_Raw):
+class _Page(_Strict):
     title: str = ""
     text: str
 
@@ -135,7 +141,7 @@ class _Passages(_Raw):
         return _record(benchmark, name, self.question, context, (self.answer,), self.type, origin)
 
 
-class _Paragraph(_Raw):
+class _Paragraph(_Strict):
     title: str = ""
     paragraph_text: str
 

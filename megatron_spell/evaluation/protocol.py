@@ -5,22 +5,28 @@ after the one that FRAMES is scored with (arXiv 2409.12941).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from megatron_spell.evaluation.record import Record
-from megatron_spell.rewards.matching import score
+from megatron_spell.rewards.matching import same_number, score
 from megatron_spell.roles.parsing import after_thinking
 from megatron_spell.roles.parts import quoted
 from megatron_spell.roles.responder import parse_answer
 from megatron_spell.roles.templates import Templates
 from megatron_spell.roles.verifier import undecided
+from megatron_spell.types.numbers import parse_number
 from megatron_spell.types.play import TaskName
 from megatron_spell.types.prompts import Prompt, Tokens
 
 NUMERIC_TOLERANCE = 0.0015  # DocMath-Eval's, relative to the reference
+_TAIL_CHARS = 20_000  # of a judge's reply; its decision is looked for there
 
+_ASKS_PERCENT = re.compile(r"\bpercent|%", re.IGNORECASE)
+_ASKS_SCALE = re.compile(
+    r"\bin (?:u\.?s\.? ?)?(?:[$\u20ac\u00a3] ?|dollars? )?(thousand|million|billion)s?\b", re.IGNORECASE
+)
 _VERDICT = re.compile(r"\[\[\s{0,4}(YES|NO)\s{0,4}\]\]", re.IGNORECASE)
 _BARE_VERDICT = re.compile(
     r"[\s*_#>]{0,8}(?:(?:final )?(?:decision|verdict|answer)[\s*_]{0,4}:)?[\s*_]{0,4}(YES|NO)[\s*_.]{0,8}", re.I
@@ -71,8 +77,31 @@ def rule_score(record: Record, text: str, finished: bool) -> float:
 
 
 def answer_score(record: Record, parsed: str | None) -> float:
-    """`rule_score` of an answer that was read already."""
-    return score(record.task, parsed, record.golds[0], tolerance=NUMERIC_TOLERANCE)
+    """`rule_score` of an answer that was read already.
+
+    A number may name the unit that the question asks for: "12.5%" is 12.5 where a percentage is asked for, "5.2
+    million" is 5.2 where the answer is wanted in millions. Golds of benchmarks are bare numbers.
+    """
+    gold = record.golds[0]
+    right = score(record.task, parsed, gold, tolerance=NUMERIC_TOLERANCE)
+    if right or parsed is None or record.task != TaskName.MATH_QA:
+        return right
+    return float(any(_same_in(unit, parsed, gold) for unit in _units_asked(record.question)))
+
+
+def _units_asked(question: str) -> Iterator[str]:
+    if _ASKS_PERCENT.search(question):
+        yield "percent"
+    yield from dict.fromkeys(word.lower() for word in _ASKS_SCALE.findall(question))
+
+
+def _same_in(unit: str, parsed: str, gold: str) -> bool:
+    said, wanted = parse_number(parsed), parse_number(gold)
+    if said is None or wanted is None or not said.states_scale or wanted.states_scale:
+        return False
+    if unit == "percent" and abs(wanted.value) < 1:  # may be a fraction: 0.34 for 34 %, which "0.34%" is not
+        return False
+    return same_number(parsed, f"{gold} {unit}", NUMERIC_TOLERANCE)
 
 
 def asks_judge(record: Record, parsed: str | None, rule: float, always: bool = False) -> bool:
@@ -135,8 +164,8 @@ def parse_verdict(text: str) -> bool | None:
     Words of the explanation are never read as one. Without brackets the last line must be YES or NO and nothing else.
     None when there is no decision, or the line of the last one holds both.
     """
-    said = after_thinking(text)
-    lines = [line for line in (said or "").splitlines() if line.strip()]
+    said = after_thinking(text) or ""
+    lines = [line for line in said[-_TAIL_CHARS:].splitlines() if line.strip()]
     for line in reversed(lines):
         if found := {word.upper() for word in _VERDICT.findall(line)}:
             return found == {"YES"} if len(found) == 1 else None

@@ -1,4 +1,5 @@
 import json
+import time
 
 import numpy as np
 import pytest
@@ -92,6 +93,11 @@ def test_truncation_golden():
         ("docmath", "Therefore, the answer is -5.2079.", True, 0.0),
         ("docmath", "Therefore, the answer is 5.2.", True, 0.0),  # the released scorer takes it
         ("docmath", "Therefore, the answer is -5200.", True, 0.0),  # and this
+        ("docmath", "Therefore, the answer is -5.2 million.", True, 1.0),  # the question asks for millions
+        ("docmath", "Therefore, the answer is $(5.2) million.", True, 1.0),
+        ("docmath", "Therefore, the answer is -5.2 billion.", True, 0.0),
+        ("docmath", "Therefore, the answer is -5.2%.", True, 0.0),
+        ("docmath", "Therefore, the answer is 5.2 million.", True, 0.0),
         ("docmath", "Therefore, the answer is -5.2.", False, 0.0),
         ("2wikimqa", "The correct answer is Ann.", True, 1.0),
         ("2wikimqa", "The correct answer is Ann or Bob.", True, 0.0),
@@ -107,6 +113,34 @@ def test_the_rule(records, benchmark, text, finished, wanted):
     record = records[benchmark]
     assert rule_score(record, text, finished) == wanted
     assert answer_score(record, read_answer(record, text, finished)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("question", "gold", "parsed", "wanted"),
+    [
+        ("What is the percentage change?", "12.5", "12.5%", 1.0),
+        ("What is the change in %?", "12.5", "12.49%", 1.0),
+        ("What is the percentage change?", "12.5", "12.4%", 0.0),
+        ("What is the percentage change?", "-12.5", "12.5%", 0.0),
+        ("What is the percentage change?", "12.5", "0.125", 0.0),
+        ("What is the percentage change?", "12.5", "12.5 million", 0.0),
+        ("What is the change?", "12.5", "12.5%", 0.0),
+        ("What is the percentage change?", "0.34", "34%", 1.0),  # the gold may be a fraction,
+        ("What is the percentage change?", "0.34", "0.34%", 0.0),  # so this may be a hundredth of it
+        ("What is the change in US$ thousands?", "12.5", "12.5 thousand", 1.0),
+        ("What is the change in US$ thousands?", "12.5", "12,500", 0.0),
+        ("How many of a million?", "12.5", "12.5 million", 0.0),
+    ],
+)
+def test_a_number_may_name_the_unit_that_is_asked_for(records, question, gold, parsed, wanted):
+    assert answer_score(_with(records["docmath"], question=question, golds=(gold,)), parsed) == wanted
+
+
+def test_no_reply_takes_long_to_read():
+    for fragment in ("\n", "[[", "[[YES]", "YES ", "* #", "decision: ", "<think>", "a"):
+        began = time.thread_time()
+        parse_verdict(fragment * (1_000_000 // len(fragment)))
+        assert time.thread_time() - began < 0.05, fragment
 
 
 def test_the_judge_is_asked_where_it_can_change_something(records):

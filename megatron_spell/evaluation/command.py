@@ -111,6 +111,7 @@ async def _met(config: BenchmarkRunConfig, asking: Asking, keys: Mapping[str, st
         if config.model is not None:
             met.identity["model"] = str(config.model.resolve())
             met.identity["weights"] = weights_of(config.model)
+            met.identity["rollout.dtype"] = config.rollout.dtype
         met.identity.setdefault(JUDGE, None)
         yield met
     finally:

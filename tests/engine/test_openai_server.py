@@ -97,7 +97,9 @@ def test_a_server_writes_and_judges_and_engines_say_the_same(files, tmp_path):
         where = ["--server", url, "--tokenizer", MODEL, "--judge", url, "--set", "judge.max_tokens=24"]
         said = evaluate(*how, *where, "--out", server_out)
         assert "0 samples were there, 15 written, 15 scored" in said
-        assert int(re.search(r"(\d+) judgments asked for", said)[1]) > 0, "the answers to FRAMES are refused by the rule"
+        assert int(re.search(r"(\d+) judgments asked for", said)[1]) > 0, (
+            "the answers to FRAMES are refused by the rule"
+        )
         assert json.loads((server_out / "settings.json").read_text())["identity"]["server.prompts"] == "token_ids"
         assert "15 samples were there, 0 written" in evaluate(*how, *where, "--out", server_out)
         chat = evaluate(*how[:-1], 16, *where, "--set", "server.prompts=chat", "--out", tmp_path / "chat")
@@ -114,7 +116,9 @@ def test_a_server_writes_and_judges_and_engines_say_the_same(files, tmp_path):
     by_server, by_engines = words(server_out), words(engine_out)
     assert by_server.keys() == by_engines.keys()
     same = [by_server[key] == by_engines[key] for key in by_server]
-    assert sum(same) >= 0.8 * len(same), "all 15 were, and one rounding may turn a word; of samples with other seeds 2 were"
+    assert sum(same) >= 0.8 * len(same), (
+        "all 15 were, and one rounding may turn a word; of samples with other seeds 2 were"
+    )
 
 
 def test_a_sample_has_one_seed_wherever_it_is_drawn():

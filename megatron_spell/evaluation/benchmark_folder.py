@@ -84,8 +84,8 @@ class BenchmarkFolder:
             return [f"{strange[0]}: stands there without {self.settings.name}; give another --out"] if strange else []
         given = json.loads(json_line(identity))
         return [
-            f"{field} = {_shown(given.get(field))}: {self.root} was begun with {_shown(known.get(field))}; give that"
-            " or another --out"
+            f"{field} = {_differing(given, known, field)}: {self.root} was begun with"
+            f" {_differing(known, given, field)}; give that or another --out"
             for field in sorted({*given, *known})
             if given.get(field) != known.get(field) and not (field in OF_JUDGE and known.get(JUDGE) is None)
         ]
@@ -136,6 +136,14 @@ def _read(path: Path, kind: type) -> list:
                 f"{path}:{number}: {field}: {fault['msg']}; remove the line, or give another --out"
             ) from None
     return read
+
+
+def _differing(of: Mapping[str, Any], other: Mapping[str, Any], field: str) -> str:
+    """The value of a field; of lists what only the one holds."""
+    value, beside = of.get(field), other.get(field)
+    if isinstance(value, list) and isinstance(beside, list):
+        return _shown([each for each in value if each not in beside])
+    return _shown(value)
 
 
 def _shown(value: Any) -> str:

@@ -157,9 +157,9 @@ def _asking(config: BenchmarkRunConfig, folder: Path | None) -> Asking | None:
 def _identity(config: BenchmarkRunConfig, asking: Asking) -> dict:
     """By field: whatever decides which words are asked for. Who writes and who judges comes when they are known."""
     names = ("benchmarks", "limit", "samples", "seed", "max_input_tokens", "max_tokens", "temperature", "top_p")
-    files = [told(text)[1] for text in config.files]
+    files = [told(text) for text in config.files]  # wherever they lie: two may have one name
     return {
-        "files": {path.name: _hash_of(path) for path in files},
+        "files": sorted([path.name, _hash_of(path), name or ""] for name, path in files),
         **{name: getattr(config, name) for name in names},
         "no_documents": config.no_documents,
         "templates": hashlib.sha256(repr(sorted(asking.templates.pieces.items())).encode()).hexdigest(),

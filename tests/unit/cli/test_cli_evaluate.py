@@ -86,6 +86,22 @@ def test_a_rule_only_run_needs_no_judge_and_may_withhold_documents(frames, token
     assert {r["score"] for r in lines(out / "results.jsonl")} == {0.0}
 
 
+def test_files_of_one_name_are_told_apart_by_what_they_hold(frames, tokenizer, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = write(tmp_path / "other" / "frames.jsonl", [LONGBENCH_V2])
+    with OpenAiServer(answer) as server:
+        where = ["--server", server.url, "--tokenizer", tokenizer, "--out", tmp_path / "out", "--rule-only"]
+        assert run(frames, other, *where, "--samples", 1)[0] == 0
+        assert run(other, frames, *where, "--samples", 1)[0] == 0, "in another order they are the same"
+        for path in (frames, other):
+            kept = path.read_text()
+            path.write_text(kept.replace("?", "??"))
+            code, (error,), _ = run(frames, other, *where, "--samples", 1)
+            assert code == 2 and error.startswith('megatron-spell: files = [["frames.jsonl", '), error
+            assert error.count("frames.jsonl") == 2, "the other file is not named"
+            path.write_text(kept)
+
+
 def closed_port() -> int:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))

@@ -74,6 +74,7 @@ class OpenAiServer:
 
 class _Http(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # by default 5, beyond which connections at once are reset
 
     def handle_error(self, request, client_address) -> None:
         """A client that was killed, or gave up waiting, is no news."""

@@ -18,6 +18,8 @@ CORE = [
     "pyyaml>=6,<7",  # fragments of templates
     "tensorboard>=2.17,<3",  # event files
     "psutil>=5.9,<8",  # memory checks; Megatron's checkpointing imports it too
+    "httpx>=0.27,<1",  # requests to servers of an evaluation; vLLM brings it too, with `openai`, which stands on it
+    "tenacity>=9,<10",  # their retries
     # vLLM 0.32 wants >= 5.16.1, < 5.20; tokenizers and configs are read with the same version on both sides.
     "transformers>=5.16.1,<5.20",
 ]
@@ -59,7 +61,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_spell*", "tokenizer_tools*"]),
-    package_data={"megatron_spell.config": ["hardware.yaml"], "megatron_spell.roles": ["templates/*"]},
+    package_data={
+        "megatron_spell.config": ["hardware.yaml"],
+        "megatron_spell.roles": ["templates/*"],
+        "megatron_spell.evaluation": ["paper.yaml"],
+    },
     install_requires=CORE,
     extras_require={"cpu": CPU, "gpu": GPU, "ray": RAY, "learn": LEARN, "dev": DEV},
     entry_points={

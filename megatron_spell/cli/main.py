@@ -1,4 +1,4 @@
-"""`megatron-spell`: train, check-bridge, convert, data, score, config. Heavy imports happen inside the commands."""
+"""`megatron-spell`: train, evaluate, check-bridge, convert, data, score, config. Heavy imports happen inside."""
 
 import sys
 from typing import Annotated
@@ -8,6 +8,7 @@ import typer
 from megatron_spell.cli.check_bridge import check_bridge
 from megatron_spell.cli.convert import convert
 from megatron_spell.cli.data import data_app
+from megatron_spell.cli.evaluate import evaluate
 from megatron_spell.cli.refusal import USAGE_ERROR, refuse
 from megatron_spell.cli.run_file import Overrides, RunFile, load_run, rank_under_torchrun
 from megatron_spell.cli.score import score
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(check_bridge)
 app.command()(convert)
+app.command()(evaluate)
 app.command()(score)
 app.add_typer(data_app, name="data", help="Build and look into token stores.")
 

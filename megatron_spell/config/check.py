@@ -21,7 +21,7 @@ PROMPT_OVERHEAD_TOKENS = 64  # chat template, instructions and question, at the 
 
 def violations(config: RunConfig, *, on_cpu: bool = True) -> list[str]:
     """One line per broken rule, each naming field, value and way out; empty when the run can start."""
-    faults = [*_play(config), *_lengths(config), *_watch(config), *_files(config)]
+    faults = [*_play(config), *_lengths(config), *_suite(config), *_watch(config), *_files(config)]
     faults += [*_backend(config, on_cpu), *option_faults(config.policy, on_cpu=on_cpu)]
     try:
         shape = ModelShape.load(config.model.path)
@@ -75,6 +75,16 @@ def _lengths(config: RunConfig) -> Iterator[str]:
             f" sampling.max_tokens.responder = {answer} take {longest} tokens"
         )
         yield _fault(config, "rollout.max_model_len", why, "raise it or lower those")
+
+
+def _suite(config: RunConfig) -> Iterator[str]:
+    suite, answer = config.evaluation.suite, config.sampling.max_tokens.responder
+    if suite.files and suite.max_input_tokens + answer > config.rollout.max_model_len:
+        why = (
+            f"with an answer of sampling.max_tokens.responder = {answer} it is more than rollout.max_model_len ="
+            f" {config.rollout.max_model_len}"
+        )
+        yield _fault(config, "evaluation.suite.max_input_tokens", why, "lower it or raise that")
 
 
 def _backend(config: RunConfig, on_cpu: bool) -> Iterator[str]:

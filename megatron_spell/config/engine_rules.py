@@ -12,14 +12,18 @@ GPU_TRANSPORTS = ("nccl", "cuda_ipc", "vllm_nccl")
 
 def engine_faults(shape: ModelShape, config: RunConfig, *, on_cpu: bool) -> Iterator[str]:
     """Every reason why the engines cannot serve `shape` and be refreshed as the settings say."""
-    rollout = config.rollout
+    yield from serving_faults(shape, config.rollout, on_cpu=on_cpu)
+    yield from _placement(config, on_cpu)
+    yield from _refresh(config, on_cpu)
+
+
+def serving_faults(shape: ModelShape, rollout: RolloutSection, *, on_cpu: bool) -> Iterator[str]:
+    """Every reason why no engine laid out as the settings say can serve `shape`."""
     yield from _tensor_parallel(shape, rollout)
     if rollout.pipeline_parallel > shape.num_layers:
         why = f"the model has {shape.num_layers} layers to fill the stages with"
         yield _fault("rollout.pipeline_parallel", rollout.pipeline_parallel, why, "lower it")
     yield from _no_experts(rollout) if shape.experts is None else _experts(shape.experts, rollout, on_cpu)
-    yield from _placement(config, on_cpu)
-    yield from _refresh(config, on_cpu)
 
 
 def _fault(field: str, value: object, why: str, way_out: str) -> str:

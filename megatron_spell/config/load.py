@@ -1,9 +1,9 @@
 """Read a run's YAML: `extends`, `a.b=c` overrides, then the schema. All errors are reported together, a line each."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -13,6 +13,7 @@ from yaml import YAMLError
 from megatron_spell.config.schema import RunConfig
 
 _MAX_EXTENDS = 16
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class ConfigError(ValueError):
@@ -28,15 +29,23 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     A relative path in the file is taken from the working directory, as on the command line. Raises ConfigError.
     """
-    merged = OmegaConf.merge(_read_with_parents(path, depth=0), _read_overrides(overrides))
+    return load_settings(RunConfig, path, overrides)
+
+
+def load_settings(
+    schema: type[Settings], path: Path | None, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> Settings:
+    """Settings of any schema: `path` (None: no file), `given` over it, then the overrides. Raises ConfigError."""
+    read = _read_with_parents(path, depth=0) if path else OmegaConf.create()
     try:
+        merged = OmegaConf.merge(read, OmegaConf.create(dict(given or {})), _read_overrides(overrides))
         plain = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError([f"{path}: {_first_line(error)}"]) from None
+        raise ConfigError([f"{path or 'the command line'}: {_first_line(error)}"]) from None
     try:
-        return RunConfig.model_validate(plain)
+        return schema.model_validate(plain)
     except ValidationError as error:
-        raise ConfigError([_describe(fault) for fault in error.errors()]) from None
+        raise ConfigError([_describe(fault, schema) for fault in error.errors()]) from None
 
 
 def _read_with_parents(path: Path, depth: int) -> DictConfig:
@@ -74,18 +83,18 @@ def _read_overrides(overrides: Sequence[str]) -> DictConfig:
         raise ConfigError([f"--set {' '.join(overrides)}: {_first_line(error)}"]) from None
 
 
-def _describe(fault: Any) -> str:
+def _describe(fault: Any, schema: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        return f"{where}: unknown field{_nearest(fault['loc'])}"
+        return f"{where}: unknown field{_nearest(fault['loc'], schema)}"
     if fault["type"] == "missing":
         return f"{where}: is missing; add it to the file or give --set {where}=..."
     return f"{where} = {_shorten(fault['input'])}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 
-def _nearest(location: tuple) -> str:
+def _nearest(location: tuple, schema: type[BaseModel]) -> str:
     """'; did you mean ...' for an unknown field, from the fields of the section it stands in."""
-    section = _section_at(location[:-1])
+    section = _section_at(location[:-1], schema)
     if section is None:
         return ""
     names = list(section.model_fields)
@@ -93,8 +102,8 @@ def _nearest(location: tuple) -> str:
     return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(names)}"
 
 
-def _section_at(location: tuple) -> type[BaseModel] | None:
-    section: type[BaseModel] = RunConfig
+def _section_at(location: tuple, schema: type[BaseModel]) -> type[BaseModel] | None:
+    section = schema
     for name in location:
         field = section.model_fields.get(str(name))
         if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):

@@ -44,6 +44,25 @@ def accuracy(shares: Sequence[float]) -> Estimate:
     return Estimate(float(values.mean()), low, high, int(values.size))
 
 
+def weighted(groups: Sequence[Sequence[float]], weights: Sequence[float]) -> Estimate:
+    """The weighted sum of the groups' means, as an average over benchmarks is; questions are drawn within each group.
+
+    Raises ValueError when a group is empty or has no weight.
+    """
+    if len(groups) != len(weights) or not all(len(group) for group in groups):
+        raise ValueError(
+            f"{len(groups)} groups of {[len(group) for group in groups]} questions, {len(weights)} weights"
+        )
+    mean, draws = 0.0, np.zeros(BOOTSTRAP_DRAWS)
+    for number, (group, weight) in enumerate(zip(groups, weights)):
+        values = np.asarray(group, dtype=np.float64)
+        mean += weight * float(values.mean())
+        # Groups of one size must not share their draws: their errors are independent.
+        draws += weight * values[_resamples(values.size, stream=number)].mean(axis=1)
+    low, high = _interval(draws)
+    return Estimate(mean, low, high, sum(len(group) for group in groups))
+
+
 def pass_at(num_right: int, num_samples: int, k: int) -> float:
     """The unbiased estimate 1 - C(n - c, k) / C(n, k) that at least one of k samples is right (arXiv 2107.03374).
 
@@ -144,9 +163,9 @@ class _LengthFinder:
         return np.array([self.tokens(means) for means in self.means(shares[None], counts)])
 
 
-def _resamples(num_questions: int) -> np.ndarray:
+def _resamples(num_questions: int, stream: int = 0) -> np.ndarray:
     """Numbers of questions, drawn with replacement: [BOOTSTRAP_DRAWS, Q]."""
-    return np.random.default_rng(0).integers(num_questions, size=(BOOTSTRAP_DRAWS, num_questions))
+    return np.random.default_rng(stream).integers(num_questions, size=(BOOTSTRAP_DRAWS, num_questions))
 
 
 def _interval(figures: np.ndarray) -> tuple[float, float]:

@@ -12,11 +12,11 @@ YES, NO = "[[YES]]", "[[NO]]"
 def verifier_prompt(templates: Templates, question: ParsedQuestion, answer: str) -> Prompt:
     """The question, the answer and the reference answer."""
     told = question_parts(templates, question)
-    return templates.fill("verifier", question=told, answer=_undecided(answer), gold=_undecided(question.gold))
+    return templates.fill("verifier", question=told, answer=undecided(answer), gold=undecided(question.gold))
 
 
-def _undecided(text: str) -> Quoted:
-    # An answer that carries a decision would put it into the verifier's mouth.
+def undecided(text: str) -> Quoted:
+    """Without the decisions in it: an answer that carries one would put it into the verifier's mouth."""
     return quoted(text.replace(YES, "YES").replace(NO, "NO"))
 
 

@@ -1,5 +1,6 @@
 """What an engine's process is given: cores for Ray's count, and GPUs."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,3 +29,18 @@ def resources(
             " lower rollout.engines or join a Ray cluster"
         )
     return {"num_cpus": num_workers, "num_gpus": 0, "env": {"CUDA_VISIBLE_DEVICES": ",".join(own)}}
+
+
+def has_gpu() -> bool:
+    """Whether this process may use any."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]

@@ -32,6 +32,10 @@ class ChatFormat:
         parts = [self._encode_part(part) for part in _joined(prompt)]
         return np.concatenate([self._before_T, *parts, self._after_T]).astype(np.int32)
 
+    def content(self, prompt_ids_T: np.ndarray) -> np.ndarray:
+        """The ids of the user's own part of what `encode` gave, also after its middle was dropped."""
+        return prompt_ids_T[len(self._before_T) : len(prompt_ids_T) - len(self._after_T)]
+
     def _encode_part(self, part: Part) -> np.ndarray:
         if isinstance(part, Literal):
             return self._tokenizer.encode_literal(part.text)

@@ -2,14 +2,12 @@
 
 import asyncio
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Callable
 from functools import lru_cache, partial
 
 import psutil
-import torch
 from rich.console import Console
 
 from megatron_spell.cluster.handles import ClusterError
@@ -19,9 +17,10 @@ from megatron_spell.config.schema import RunConfig
 from megatron_spell.curriculum.curriculum import Catalog, Curriculum, SetEntry
 from megatron_spell.data.questions import load_questions
 from megatron_spell.data.store import TokenStore
+from megatron_spell.evaluation.suite import Suite
 from megatron_spell.roles.templates import Templates
 from megatron_spell.rollout.engine import Engine, EngineError
-from megatron_spell.rollout.placement import resources
+from megatron_spell.rollout.placement import has_gpu, resources, visible_gpus
 from megatron_spell.rollout.remote import RemoteEngine
 from megatron_spell.selfplay.collector import Collector
 from megatron_spell.selfplay.given import GivenQuestions
@@ -82,6 +81,7 @@ def build_run(config: RunConfig, crew: Crew) -> Run:
         collector=Collector(table, draws_of(config, store, curriculum), config.play, config.algo.max_staleness),
         refresh=Refresh(config, crew, fleet, background, host, console.print),
         questions=load_questions(config.evaluation.questions) if config.evaluation.questions else [],
+        suite=Suite.of(config, table),
         memory=memory,
         watch=CollapseWatch(config, console.print),
         background=background,
@@ -135,7 +135,7 @@ async def _start_engine(config: RunConfig, cluster: RayCluster, number: int) -> 
         config.rollout,
         number,
         num_trainers=config.policy.mesh.mesh().world_size,
-        on_cpu=not torch.cuda.is_available(),
+        on_cpu=not has_gpu(),
         gpus=visible_gpus() if config.cluster.ray_address is None else None,
     )
     return await RemoteEngine.spawn(
@@ -152,9 +152,3 @@ async def _start_engine(config: RunConfig, cluster: RayCluster, number: int) -> 
         log=config.run_folder.resolve() / "logs" / f"engine_{number}.log",
         **given,
     )
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]

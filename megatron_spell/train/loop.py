@@ -12,6 +12,7 @@ def train(run: Run) -> None:
     """
     run.restore()
     run.evaluate_once("before")
+    run.evaluate_if_due()  # where the run was killed between a checkpoint and its evaluation
     while run.step < run.config.steps:
         with span("step", step=run.step + 1):
             taken = run.collect()  # on-policy: played by the step's own weights; else at most max_staleness behind

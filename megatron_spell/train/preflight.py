@@ -10,6 +10,7 @@ from megatron_spell.config.model_shape import ModelShape
 from megatron_spell.config.schema import RunConfig
 from megatron_spell.data.questions import QuestionsError, load_questions
 from megatron_spell.data.store import StoreError, TokenStore
+from megatron_spell.evaluation.preparing import Unprepared, chosen_records
 from megatron_spell.roles.templates import TemplateError, Templates
 from megatron_spell.text.tokenizer import Tokenizer, TokenizerError
 from megatron_spell.train.checkpoints import Checkpoints, all_but_tensors, none_is_whole
@@ -32,7 +33,8 @@ def faults(config: RunConfig, *, on_cpu: bool) -> list[str]:
     found = violations(config, on_cpu=on_cpu)
     if found:
         return found
-    found = [*_store_and_tokenizer(config), *_words(config), *_questions(config), *_earlier_run(config)]
+    found = [*_store_and_tokenizer(config), *_words(config), *_questions(config), *_suite(config)]
+    found += _earlier_run(config)
     found += _port(config)
     return found + (_memory(config) if on_cpu else [])
 
@@ -86,6 +88,15 @@ def _known_questions(config: RunConfig, field: str, path: Path | None, *, held_o
             split = "" if held_out else "among the training sets of "
             why = f"set {unknown[0]} is not in {split}data.store = {config.data.store}; write them from this store"
             yield f"{field} = {path}: {why}"
+
+
+def _suite(config: RunConfig) -> Iterator[str]:
+    suite = config.evaluation.suite
+    try:
+        if suite.files:
+            chosen_records(suite.files, limit=suite.limit)
+    except Unprepared as error:
+        yield from (f"evaluation.suite.files: {line}" for line in error.lines)
 
 
 def _earlier_run(config: RunConfig) -> Iterator[str]:

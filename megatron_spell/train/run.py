@@ -16,6 +16,7 @@ from megatron_spell.config.schema import RunConfig
 from megatron_spell.curriculum.curriculum import Curriculum
 from megatron_spell.data.questions import KnownQuestion
 from megatron_spell.evaluation.held_out import evaluate
+from megatron_spell.evaluation.suite import Suite, suite_line, suite_metrics
 from megatron_spell.observe import spans
 from megatron_spell.observe.files import json_line, write_whole
 from megatron_spell.observe.metrics import packing_metrics, round_metrics, row_metrics
@@ -33,6 +34,7 @@ from megatron_spell.train.memory import MemoryWatch
 from megatron_spell.train.refresh import Refresh, Refreshed
 from megatron_spell.train.run_folder import RunFolder, write_json
 from megatron_spell.train.saved_state import SavedState
+from megatron_spell.train.suite_log import SuiteLog
 from megatron_spell.train.summary import summarise, summary_table
 from megatron_spell.train.watch import CollapseWatch
 from megatron_spell.types.batches import PackedBatch, TrainRow
@@ -61,6 +63,7 @@ class Run:
     collector: Collector
     refresh: Refresh
     questions: list[KnownQuestion]
+    suite: Suite | None
     memory: MemoryWatch
     watch: CollapseWatch
     background: Background
@@ -96,6 +99,7 @@ class Run:
             self.step = state.step
             self.console.print(f"going on after step {state.step} from {checkpoint}")
         write_whole(self.folder.evaluations, (json_line(e) for e in self.evaluations() if e["step"] <= self.step))
+        SuiteLog(self.folder).forget_after(self.step)
         self.sinks = Sinks.open(self.config.observe.sinks, self.folder.root, next_step=self.step + 1)
         self.publish(version=self.step)
         spans.seconds()  # what happened before the first step belongs to no step
@@ -178,11 +182,24 @@ class Run:
         known = any(name == "before" for name, _ in asked) if when == "before" else (when, self.step) in asked
         if self.questions and not known:
             self._evaluate(when)
+        if self.suite is not None and not SuiteLog(self.folder).has(when, self.step):
+            self._ask_suite(self.suite, when)
 
     def evaluate_if_due(self) -> None:
+        """Also where a run that was killed meanwhile goes on; what it had finished is not asked again."""
         every = self.config.evaluation.every
-        if self.questions and every and self.step % every == 0:
-            self._evaluate("during")
+        if every and self.step and self.step % every == 0:
+            self.evaluate_once("during")
+
+    def _ask_suite(self, suite: Suite, when: str) -> None:
+        log = SuiteLog(self.folder)
+        with spans.span("evaluate", step=self.step):
+            asking = suite.ask(self.table, log.samples(when, self.step))
+            figures = self.refresh.while_playing(asking, self.step)
+        log.add(when, self.step, figures)
+        if self.sinks is not None:
+            self.sinks.write_aside(self.step, suite_metrics(figures))
+        self.console.print(f"suite {when}: {suite_line(figures)}")
 
     def _evaluate(self, when: str) -> None:
         with spans.span("evaluate", step=self.step):

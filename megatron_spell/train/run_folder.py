@@ -25,6 +25,10 @@ class RunFolder:
         return self.root / "evaluations.jsonl"
 
     @property
+    def suite(self) -> Path:
+        return self.root / "suite.jsonl"
+
+    @property
     def trace(self) -> Path:
         return self.root / "trace.json"
 

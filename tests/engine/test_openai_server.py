@@ -3,11 +3,12 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -25,7 +26,7 @@ from tests.unit.evaluation.made_records import DOCMATH, FRAMES, LONGBENCH_V2
 pytestmark = pytest.mark.slow
 
 MODEL = Path(__file__).parents[2] / "examples/quickstart/base_model"
-START_S = 180.0
+START_S, STOP_S = 600.0, 30.0  # a busy machine takes minutes to import vLLM
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -46,7 +47,9 @@ def vllm_server(log: Path) -> Iterator[str]:
     command += ["--host", "127.0.0.1", "--port", str(port)]
     url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_S
     with log.open("wb") as output:
-        server = subprocess.Popen(command, env=os.environ | ENVIRONMENT, stdout=output, stderr=output)
+        server = subprocess.Popen(
+            command, env=os.environ | ENVIRONMENT, stdout=output, stderr=output, start_new_session=True
+        )
         try:
             while not ready(url):
                 alive = server.poll() is None and time.monotonic() < deadline
@@ -54,8 +57,20 @@ def vllm_server(log: Path) -> Iterator[str]:
                 time.sleep(0.5)
             yield url
         finally:
-            server.terminate()
-            server.wait(60)
+            end(server)
+
+
+def end(server: subprocess.Popen) -> None:
+    """With its engine process, which a server that is struck while it starts may leave."""
+    server.terminate()
+    try:
+        server.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait(STOP_S)
 
 
 def ready(url: str) -> bool:

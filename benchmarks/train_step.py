@@ -34,7 +34,8 @@ from megatron_spell.algo.flops import ForwardFlops
 from megatron_spell.algo.losses import row_weights
 from megatron_spell.algo.packing import pack
 from megatron_spell.config.model_shape import ModelShape
-from megatron_spell.config.schema import AlgoSection, PolicySection, TrustSection
+from megatron_spell.config.policy_sections import PolicySection
+from megatron_spell.config.schema import AlgoSection, TrustSection
 from megatron_spell.layout.mesh import Mesh
 from megatron_spell.policy import platform, setup, step
 from megatron_spell.policy.worker import MegatronPolicy

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from megatron_spell.config import benchmark_run, schema
+from megatron_spell.config import benchmark_run, policy_sections, schema
 
 PAGE = Path(__file__).with_name("config.md")
 INTRODUCTION = """# Settings
@@ -18,7 +18,7 @@ A run is one YAML file. `extends: other.yaml` takes another file (relative to th
 are reported together. `megatron-spell config RUN.yaml` prints what will be used. Relative paths are taken from the
 working directory. Defaults are the paper's where it has one.
 
-This page is written by `python docs/write_config_page.py` from `megatron_spell/config/{schema,benchmark_run}.py`.
+This page is written by `python docs/write_config_page.py` from the sections in `megatron_spell/config`.
 """
 OF_EVALUATE = """# Settings of evaluate
 
@@ -61,7 +61,7 @@ def _is_section(annotation: Any) -> bool:
 def _meanings() -> dict[tuple[str, str], str]:
     """(class, field) -> the comment behind the field, or on the line closing it."""
     found, model, field = {}, "", ""
-    sources = [Path(module.__file__ or "") for module in (schema, benchmark_run)]
+    sources = [Path(module.__file__ or "") for module in (schema, policy_sections, benchmark_run)]
     for line in "\n".join(source.read_text(encoding="utf-8") for source in sources).splitlines():
         if named := re.match(r"class (\w+)\(", line):
             model = named[1]

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from megatron_spell.config.schema import NonNegativeInt, PositiveFloat, PositiveInt, RolloutSection, Section
+from megatron_spell.config.schema import RolloutSection
+from megatron_spell.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class EndpointSection(Section):
@@ -21,7 +22,7 @@ class EndpointSection(Section):
     longest_wait_s: PositiveFloat = 60.0  # before any retry, whatever Retry-After says
     timeout_s: PositiveFloat = 1800.0  # longest wait for one answer
     connect_timeout_s: PositiveFloat = 10.0  # longest wait for a connection
-    extra: dict[str, JsonValue] | None = None  # further fields of every request's body, as the server knows them
+    extra: dict[str, JsonValue] | None = None  # further fields of every request's body; null takes one out
 
 
 class ServerSection(EndpointSection):

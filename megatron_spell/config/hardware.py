@@ -7,7 +7,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from megatron_spell.config.schema import NonNegativeFloat, PositiveFloat
+from megatron_spell.config.section import NonNegativeFloat, PositiveFloat
 
 TABLE = Path(__file__).with_name("hardware.yaml")
 

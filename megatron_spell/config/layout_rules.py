@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import gcd
 
 from megatron_spell.config.model_shape import Experts, ModelShape
-from megatron_spell.config.schema import PolicySection
+from megatron_spell.config.policy_sections import PolicySection
 from megatron_spell.layout.mesh import Mesh
 
 _ANY_SPLIT = "say with policy.mesh.stage_layers how many each gets"

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from megatron_spell.config.megatron_refusals import GPU_ONLY, REFUSALS
-from megatron_spell.config.schema import PolicySection
+from megatron_spell.config.policy_sections import PolicySection
 
 Fields = Mapping[str, ast.expr]  # annotations by name
 

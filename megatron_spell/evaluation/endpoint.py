@@ -82,8 +82,9 @@ class Endpoint:
         return await self._ask("GET", path, None, read)
 
     async def post(self, path: str, body: Mapping[str, Any], read: Callable[[Answer], T]) -> T:
-        """The same of the answer to `body` with the settings' `extra`."""
-        return await self._ask("POST", path, {**body, **(self.settings.extra or {})}, read)
+        """The same of the answer to `body` with the settings' `extra`, where null takes a field out."""
+        fields = {**body, **(self.settings.extra or {})}
+        return await self._ask("POST", path, {k: v for k, v in fields.items() if v is not None}, read)
 
     async def close(self) -> None:
         await self._client.aclose()

@@ -9,7 +9,7 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from torch.overrides import TorchFunctionMode
 
 from megatron_spell.config.model_shape import ModelShape
-from megatron_spell.config.schema import PolicySection
+from megatron_spell.config.policy_sections import PolicySection
 from megatron_spell.layout.mesh import Mesh
 from megatron_spell.policy import setup
 from megatron_spell.policy.model import PolicyModel, build_model

@@ -6,7 +6,7 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from megatron_spell.config.model_shape import ModelShape
-from megatron_spell.config.schema import PolicySection
+from megatron_spell.config.policy_sections import PolicySection
 from megatron_spell.layout.mesh import Mesh
 from megatron_spell.policy.backends import Backend
 from megatron_spell.policy.native_options import with_options

@@ -13,7 +13,7 @@ from megatron_spell.bridge.inventory import chunk_prefix
 from megatron_spell.bridge.megatron_names import table_name
 from megatron_spell.bridge.rules import padded_vocab
 from megatron_spell.config.model_shape import ModelShape
-from megatron_spell.config.schema import PolicySection
+from megatron_spell.config.policy_sections import PolicySection
 from megatron_spell.layout.mesh import Mesh
 from megatron_spell.policy.backends import Backend, Found, choose_backend
 from megatron_spell.policy.layers import block_spec

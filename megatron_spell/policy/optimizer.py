@@ -6,7 +6,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_spell.config.schema import OptimizerSection, PolicySection
+from megatron_spell.config.policy_sections import OptimizerSection, PolicySection
 from megatron_spell.policy.model import PolicyModel
 from megatron_spell.policy.native_options import with_options
 

@@ -20,7 +20,7 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
-from megatron_spell.config.schema import ReplayMode
+from megatron_spell.config.policy_sections import ReplayMode
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_spell.config.model_shape import ModelShape
-from megatron_spell.config.schema import MoeSection
+from megatron_spell.config.policy_sections import MoeSection
 from megatron_spell.policy.microbatches import BinTensors
 from megatron_spell.policy.router import Orders, PolicyRouter, Routes
 from megatron_spell.types.batches import PackedBatch

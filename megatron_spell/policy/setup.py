@@ -9,7 +9,7 @@ from megatron.core import parallel_state
 
 from megatron_spell.config.layout_rules import layout_faults
 from megatron_spell.config.model_shape import ModelShape
-from megatron_spell.config.schema import PolicySection
+from megatron_spell.config.policy_sections import PolicySection
 from megatron_spell.layout.mesh import Mesh
 
 

@@ -19,7 +19,8 @@ from megatron_spell.bridge.boxes import Inventory
 from megatron_spell.bridge.hf_files import read_segments
 from megatron_spell.bridge.inventory import checkpoint_shapes, trainer_inventory
 from megatron_spell.config.model_shape import ModelShape
-from megatron_spell.config.schema import AlgoSection, PolicySection, TrustSection
+from megatron_spell.config.policy_sections import PolicySection
+from megatron_spell.config.schema import AlgoSection, TrustSection
 from megatron_spell.policy import checkpoint, step
 from megatron_spell.policy.megatron_config import DTYPES
 from megatron_spell.policy.model import build_model, local_parameters

@@ -9,7 +9,7 @@ import torch
 from megatron_spell.bridge.inventory import trainer_shapes
 from megatron_spell.config.layout_rules import layout_faults
 from megatron_spell.config.model_shape import ModelShape
-from megatron_spell.config.schema import PolicySection
+from megatron_spell.config.policy_sections import PolicySection
 from megatron_spell.policy import platform  # noqa: F401  (quiets Megatron's import)
 from megatron_spell.policy.blueprint import build_on_meta
 from megatron_spell.policy.model import local_parameters

@@ -9,7 +9,7 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 from megatron_spell.bridge.inventory import trainer_shapes
 from megatron_spell.config.model_shape import FAMILIES
-from megatron_spell.config.schema import MeshSection, PolicySection
+from megatron_spell.config.policy_sections import MeshSection, PolicySection
 from megatron_spell.policy import setup
 from megatron_spell.policy.model import build_model, local_parameters
 from tests.unit.bridge.made_weights import made_shape

@@ -21,7 +21,8 @@ from megatron_spell.bridge.hf_files import FolderError
 from megatron_spell.bridge.safetensors_writer import SafetensorsWriter
 from megatron_spell.bridge.transports.base import TransportError
 from megatron_spell.config.model_shape import ModelShape
-from megatron_spell.config.schema import CheckpointSection, MeshSection, PolicySection, RunConfig
+from megatron_spell.config.policy_sections import MeshSection, PolicySection
+from megatron_spell.config.schema import CheckpointSection, RunConfig
 from megatron_spell.policy.saving import CheckpointWriter
 from megatron_spell.policy.worker import MegatronPolicy
 from megatron_spell.train import checkpoints as checkpoints_module

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_spell.algo.losses import row_weights
-from megatron_spell.config.schema import MeshSection
+from megatron_spell.config.policy_sections import MeshSection
 from tests.distributed.policy_lab import Reference, difference, make_rows
 from tests.distributed.processes import run_ranks
 

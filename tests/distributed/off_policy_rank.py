@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_spell.config.schema import MeshSection
+from megatron_spell.config.policy_sections import MeshSection
 from megatron_spell.policy import setup, step
 from tests.distributed.policy_lab import OPTIMIZER, batch_for, make_policy, make_rows, with_engine_log_probs
 from tests.distributed.rank_cases import run_cases

@@ -10,14 +10,8 @@ from safetensors.torch import load_file
 from megatron_spell.algo.losses import row_weights
 from megatron_spell.algo.packing import pack
 from megatron_spell.config.model_shape import ModelShape
-from megatron_spell.config.schema import (
-    AlgoSection,
-    MeshSection,
-    MoeSection,
-    OptimizerSection,
-    PolicySection,
-    TrustSection,
-)
+from megatron_spell.config.policy_sections import MeshSection, MoeSection, OptimizerSection, PolicySection
+from megatron_spell.config.schema import AlgoSection, TrustSection
 from megatron_spell.types.batches import PackedBatch, TrainRow
 from megatron_spell.types.play import Role, TaskName
 

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_spell.config.schema import MeshSection, TrustSection
+from megatron_spell.config.policy_sections import MeshSection
+from megatron_spell.config.schema import TrustSection
 from megatron_spell.policy import attention, optimizer, optimizer_state, step, worker
 from megatron_spell.policy.context import Share
 from megatron_spell.policy.microbatches import BinTensors

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_spell.config.schema import MeshSection
+from megatron_spell.config.policy_sections import MeshSection
 from megatron_spell.policy import setup
 
 Faults = Mapping[str, Callable[[], AbstractContextManager]]

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 
-from megatron_spell.config.schema import MeshSection
+from megatron_spell.config.policy_sections import MeshSection
 from megatron_spell.policy import routing, step
 from tests.distributed.policy_lab import LAYOUT_SWITCHES, batch_for, make_policy, make_rows
 from tests.distributed.policy_rank import write_gradients

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_spell.config.layout_rules import layout_faults
 from megatron_spell.config.model_shape import ModelShape
-from megatron_spell.config.schema import PolicySection
+from megatron_spell.config.policy_sections import PolicySection
 from tests.distributed.layout_lab import Lab, assert_trained_like_plain_torch, plain_torch
 from tests.distributed.policy_lab import write_tiny
 

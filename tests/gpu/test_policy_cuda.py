@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_spell.config.schema import AlgoSection, MegatronSection
+from megatron_spell.config.policy_sections import MegatronSection
+from megatron_spell.config.schema import AlgoSection
 from megatron_spell.layout.mesh import Mesh
 from megatron_spell.policy import setup, step
 from megatron_spell.policy.backends import Found

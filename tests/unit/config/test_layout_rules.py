@@ -4,7 +4,7 @@ import pytest
 
 from megatron_spell.config.layout_rules import layout_faults
 from megatron_spell.config.model_shape import Experts, ModelShape
-from megatron_spell.config.schema import PolicySection
+from megatron_spell.config.policy_sections import PolicySection
 from tests.unit.bridge.made_weights import made_shape
 
 DENSE = made_shape(heads=8, groups=4, layers=8, ffn=24)

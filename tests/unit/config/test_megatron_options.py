@@ -11,7 +11,7 @@ import pytest
 
 from megatron_spell.config.megatron_options import HOMES, installed_folder, known_fields, option_faults, takes
 from megatron_spell.config.megatron_refusals import REFUSALS
-from megatron_spell.config.schema import PolicySection
+from megatron_spell.config.policy_sections import PolicySection
 
 
 def faults(on_cpu: bool = True, policy: dict | None = None, **megatron) -> list[str]:
@@ -99,7 +99,7 @@ def test_every_size_that_the_project_sets_is_refused():
 def test_nothing_is_imported_to_look():
     code = (
         "import sys; from megatron_spell.config.megatron_options import *;"
-        "from megatron_spell.config.schema import PolicySection as P;"
+        "from megatron_spell.config.policy_sections import PolicySection as P;"
         "print(list(option_faults(P(megatron={'ddp': {'bucket_size': 1}}), on_cpu=True)),"
         "*[m for m in ('torch', 'megatron.core') if m in sys.modules])"
     )

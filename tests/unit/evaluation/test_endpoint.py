@@ -111,3 +111,11 @@ def test_starts_are_evenly_spaced():
         ask(server.url, times=6, requests_per_minute=1200)  # one every 50 ms
     times = sorted(request["time"] for request in server.requests)
     assert times[-1] - times[0] > 0.2
+
+
+def test_extra_adds_fields_and_null_takes_one_out():
+    extra = {"max_tokens": None, "max_completion_tokens": 5}
+    with OpenAiServer(lambda path, body: "yes") as server:
+        (_,), _ = ask(server.url, extra=extra)
+    [body] = server.requests
+    assert "max_tokens" not in body and body["max_completion_tokens"] == 5

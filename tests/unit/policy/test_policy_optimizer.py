@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megatron_spell.bridge.stacks import unstacked
-from megatron_spell.config.schema import OptimizerSection
+from megatron_spell.config.policy_sections import OptimizerSection
 from megatron_spell.policy.optimizer import learning_rate
 from tests.distributed.policy_lab import OPTIMIZER, difference, make_batch, make_policy, make_rows, write_tiny
 

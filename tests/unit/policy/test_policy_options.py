@@ -7,7 +7,8 @@ import torch
 from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from torch.optim import AdamW
 
-from megatron_spell.config.schema import AlgoSection, MegatronSection
+from megatron_spell.config.policy_sections import MegatronSection
+from megatron_spell.config.schema import AlgoSection
 from megatron_spell.policy import optimizer_state, step
 from megatron_spell.policy.setup import PolicyError
 from tests.distributed.policy_lab import make_batch, make_policy, make_rows

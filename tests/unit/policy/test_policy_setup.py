@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_spell.config.schema import MeshSection
+from megatron_spell.config.policy_sections import MeshSection
 from megatron_spell.layout.mesh import Mesh
 from megatron_spell.policy import setup
 from tests.distributed.policy_lab import make_policy

@@ -41,7 +41,21 @@ RAY = ["ray==2.55.1"]  # actors that hold the engines; one version on all nodes 
 
 LEARN = ["matplotlib>=3.9,<4"]  # plots of examples/learning
 
+# Readers and filters of `data build`; the quickstart needs none of them. None is a need of vLLM's, and installing them
+# moves no version that vLLM pins.
+DATA = [
+    "datasketch>=2.0,<3",  # MinHash: 2.0 brought the 32-bit permutations that signatures are made of
+    "pyarrow>=20",  # Parquet, and the Arrow files of saved datasets
+    "pypdf>=6,<8",  # text of PDF files
+    "trafilatura>=2.0,<3",  # main text of HTML pages
+    "lxml-html-clean>=0.4,<1",  # trafilatura's jusText asks for it as an extra that lxml 6 spells otherwise
+    "sentence-transformers>=5.1,<7",  # --embedding-model; reads how a model pools its states
+    "matplotlib>=3.9,<4",  # plot of lengths in the report
+]
+
 DEV = [
+    *DATA,
+    "datasets>=4,<6",  # writes the saved datasets that the readers' tests read
     "pytest>=8,<10",
     "pytest-cov>=5,<8",
     "hypothesis>=6.100,<7",
@@ -60,7 +74,7 @@ setup(
     packages=find_packages(include=["megatron_spell*", "tokenizer_tools*"]),
     package_data={"megatron_spell.config": ["hardware.yaml"], "megatron_spell.roles": ["templates/*"]},
     install_requires=CORE,
-    extras_require={"cpu": CPU, "gpu": GPU, "ray": RAY, "learn": LEARN, "dev": DEV},
+    extras_require={"cpu": CPU, "gpu": GPU, "ray": RAY, "data": DATA, "learn": LEARN, "dev": DEV},
     entry_points={
         "console_scripts": [
             "megatron-spell=megatron_spell.cli.main:main",

@@ -11,9 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from megatron_spell.data.clean import Tally
 from megatron_spell.data.cluster import HELDOUT, TRAIN, PlannedSet, plan_sets
-from megatron_spell.data.documents import RawDocument
+from megatron_spell.data.corpus.plan import Corpus
+from megatron_spell.data.documents import RawDocument, Unit
 from megatron_spell.data.errors import BuildError
-from megatron_spell.data.readers import printable, read_source
+from megatron_spell.data.readers.source import printable, read_source
 from megatron_spell.data.settings import BuildSettings
 from megatron_spell.data.write import StoreWriter
 from megatron_spell.types.documents import Document, DocumentSet
@@ -29,15 +30,22 @@ class StoreTokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """What was built. `num_sets` by split; `notes` are lines that the user should see."""
+    """What was built. `num_dropped` documents by reason, `num_sets` by split; `notes` are lines for the user."""
 
     path: Path
     num_documents: int
-    num_too_short: int
-    num_duplicate: int
+    num_dropped: dict[str, int]
     num_sets: dict[str, int]
     num_tokens: int
     notes: tuple[str, ...] = ()
+
+    @property
+    def num_too_short(self) -> int:
+        return self.num_dropped["too_short"]
+
+    @property
+    def num_duplicate(self) -> int:
+        return self.num_dropped["duplicate"]
 
 
 def build_store(
@@ -46,35 +54,44 @@ def build_store(
     out: Path,
     settings: BuildSettings,
     console: Console | None = None,
+    corpus: Corpus | None = None,
 ) -> BuildReport:
     """Build the store at `out`; what was there stays until the new one is whole.
 
+    `corpus` is what the pipeline made of `sources` (corpus/plan.py); without it they are read, cleaned and planned in
+    memory, and nothing but short and repeated documents is dropped.
     Equal sources, tokenizer and settings give identical bytes. Progress is drawn on `console` (standard error by
     default) when that is a terminal. Raises SourceError, BuildError.
     """
     out = Path(out)
-    tally = Tally()
+    tally = corpus or Tally()
     with _Progress(console) as progress, StoreWriter(out) as writer:
-        planned = plan_sets(progress.counted("read", read_sources(sources, settings)), settings, tally)
+        planned = corpus.sets if corpus else _planned(sources, settings, tally, progress)
         for one in progress.counted("tokenise", planned, total=len(planned)):
             writer.add(_tokenised(one, tokenizer))
         names = [printable(source) for source in sources]
-        counts = {"documents": tally.num_kept, "dropped": _dropped(tally)}
-        writer.finish(fingerprint=tokenizer.fingerprint, sources=names, settings=asdict(settings), counts=counts)
+        counts = {"documents": tally.num_kept, "dropped": tally.num_dropped}
+        recorded = asdict(settings) | (corpus.recorded if corpus else {})
+        writer.finish(fingerprint=tokenizer.fingerprint, sources=names, settings=recorded, counts=counts)
         num_tokens = writer.num_tokens
     num_sets = {split: sum(one.split == split for one in planned) for split in (TRAIN, HELDOUT)}
     return BuildReport(
         path=out,
         num_documents=tally.num_kept,
-        num_too_short=tally.num_too_short,
-        num_duplicate=tally.num_duplicate,
+        num_dropped=tally.num_dropped,
         num_sets=num_sets,
         num_tokens=num_tokens,
         notes=_notes(num_sets, settings),
     )
 
 
-def read_sources(sources: Sequence[str], settings: BuildSettings) -> Iterator[RawDocument]:
+def _planned(
+    sources: Sequence[str], settings: BuildSettings, tally: Tally, progress: "_Progress"
+) -> tuple[PlannedSet, ...]:
+    return plan_sets(progress.counted("read", read_sources(sources, settings)), settings, tally)
+
+
+def read_sources(sources: Sequence[str], settings: BuildSettings) -> Iterator[Unit]:
     """The documents of all sources, one source after the other. Raises SourceError."""
     for source in sources:
         yield from read_source(source, settings.max_chars)
@@ -92,10 +109,6 @@ def _token_ids(document: RawDocument, tokenizer: StoreTokenizer) -> np.ndarray:
             f"document {document.doc_id} has {len(document.text)} characters and no token; give another tokenizer"
         )
     return token_ids_T
-
-
-def _dropped(tally: Tally) -> dict[str, int]:
-    return {"too_short": tally.num_too_short, "duplicate": tally.num_duplicate}
 
 
 def _notes(num_sets: dict[str, int], settings: BuildSettings) -> tuple[str, ...]:

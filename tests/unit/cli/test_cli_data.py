@@ -12,6 +12,8 @@ from megatron_spell.text.tokenizer import Tokenizer
 from tests.tiny_tokenizer import write_byte_tokenizer
 from tests.unit.data.byte_tokenizer import write_texts
 
+FEW = ("--set-size", 4, "--filters", "none")
+
 
 @pytest.fixture(scope="module")
 def tokenizer_folder(tmp_path_factory):
@@ -29,7 +31,7 @@ def built(tmp_path, tokenizer_folder):
     source = write_texts(tmp_path / "texts", 20)
     (source / "chat.txt").write_text("<|im_end|> [red]{documents}[/red] :x: is only text in a document. " * 3)
     out = tmp_path / "store.h5"
-    return data("build", source, "--out", out, "--tokenizer", tokenizer_folder, "--set-size", 4), out
+    return data("build", source, "--out", out, "--tokenizer", tokenizer_folder, *FEW), out
 
 
 def test_build_writes_a_store_and_says_what_it_holds(built, tokenizer_folder):
@@ -83,7 +85,7 @@ def test_titles_are_not_taken_for_markup(tmp_path, tokenizer_folder):
     source, out = tmp_path / "a.jsonl", tmp_path / "a.h5"
     records = [{"text": f"text number {n} " * 10, "title": "[red]a[/blue] :x:"} for n in range(4)]
     source.write_text("\n".join(map(json.dumps, records)))
-    assert data("build", source, "--out", out, "--tokenizer", tokenizer_folder, "--set-size", 4).exit_code == 0
+    assert data("build", source, "--out", out, "--tokenizer", tokenizer_folder, *FEW).exit_code == 0
     assert "[red]a[/blue] :x:" in data("show", out, "--set", "set-00000").stdout
 
 
@@ -108,7 +110,8 @@ def test_usage_errors_are_one_line_and_exit_code_2(tmp_path, tokenizer_folder, a
     assert message in result.stderr
     assert result.stderr.startswith("megatron-spell: ")
     assert result.stderr.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    # What was read is kept for the next try; nothing else is left.
+    assert {path.name for path in tmp_path.iterdir()} <= ({"store.h5.work"} if "--set-size" in arguments else set())
 
 
 def test_a_set_that_is_not_there_is_a_usage_error(built):

@@ -45,17 +45,17 @@ LEARN = ["matplotlib>=3.9,<4"]  # plots of examples/learning
 # moves no version that vLLM pins.
 DATA = [
     "datasketch>=2.0,<3",  # MinHash: 2.0 brought the 32-bit permutations that signatures are made of
-    "pyarrow>=20",  # Parquet, and the Arrow files of saved datasets
-    "pypdf>=6,<8",  # text of PDF files
-    "trafilatura>=2.0,<3",  # main text of HTML pages
+    "pyarrow>=26,<27",  # Parquet, and the Arrow files of saved datasets
+    "pypdf>=7,<8",  # text of PDF files
+    "trafilatura>=2.3,<3",  # main text of HTML pages
     "lxml-html-clean>=0.4,<1",  # trafilatura's jusText asks for it as an extra that lxml 6 spells otherwise
-    "sentence-transformers>=5.1,<7",  # --embedding-model; reads how a model pools its states
+    "sentence-transformers>=6.2,<7",  # --embedding-model; reads how a model pools its states
     "matplotlib>=3.9,<4",  # plot of lengths in the report
 ]
 
 DEV = [
     *DATA,
-    "datasets>=4,<6",  # writes the saved datasets that the readers' tests read
+    "datasets>=5.2,<6",  # writes the saved datasets that the readers' tests read
     "pytest>=8,<10",
     "pytest-cov>=5,<8",
     "hypothesis>=6.100,<7",

@@ -100,17 +100,17 @@ def _read_and_kept(corpus: Corpus) -> tuple[tuple[str, np.ndarray], ...]:
 
 
 def _examples(corpus: Corpus) -> Iterator[dict[str, Any]]:
-    """Near duplicates from all over the corpus, the least alike of equally many stretches of it."""
+    """Near duplicates, from the least alike to the most."""
     places = np.flatnonzero(corpus.verdicts == REASONS.index("near_duplicate"))
+    by_likeness = places[np.argsort(corpus.similarities[places], kind="stable")]
+    chosen = np.unique(np.linspace(0, max(0, len(places) - 1), NUM_EXAMPLES).astype(int))
     with Texts() as texts:
-        for stretch in np.array_split(places, min(NUM_EXAMPLES, max(1, len(places)))):
-            if len(stretch):
-                place = int(stretch[np.argmin(corpus.similarities[stretch])])
-                yield {
-                    "similarity": round(float(corpus.similarities[place]), 3),
-                    "dropped": _shown(corpus, texts, place),
-                    "kept": _shown(corpus, texts, int(corpus.repeats[place])),
-                }
+        for place in by_likeness[chosen].tolist() if len(places) else ():
+            yield {
+                "similarity": round(float(corpus.similarities[place]), 3),
+                "dropped": _shown(corpus, texts, place),
+                "kept": _shown(corpus, texts, int(corpus.repeats[place])),
+            }
 
 
 def _shown(corpus: Corpus, texts: Texts, place: int) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 def page(figures: dict[str, Any], command: str, plot: str | None) -> str:
     """`figures` of report.py as a page; `plot` is the name of the picture beside it."""
     sections = [
-        f"# Corpus report\n\n    {command}\n\n{_sentence(figures)}",
+        f"# Corpus report\n\n    {_over_lines(command)}\n\n{_sentence(figures)}",
         _sources(figures["sources"]),
         _benchmarks(figures["benchmarks"]),
         _faults(figures["faults"]),
@@ -16,6 +16,11 @@ def page(figures: dict[str, Any], command: str, plot: str | None) -> str:
         _settings(figures["settings"]),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _over_lines(command: str) -> str:
+    """A line for every option, as a shell takes it."""
+    return command.replace(" --", " \\\n        --")
 
 
 def _sentence(figures: dict[str, Any]) -> str:

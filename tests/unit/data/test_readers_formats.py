@@ -44,7 +44,7 @@ def test_records_are_the_same_from_every_kind_of_file(tmp_path):
     write_parquet(tmp_path / "f.parquet", RECORDS)
     for path in sorted(tmp_path.iterdir()):
         assert found(path) == TEXTS, path
-    assert [d.doc_id for d in read_source(str(tmp_path / "b.jsonl.gz"))][0] == "b/r0"
+    assert next(d.doc_id for d in read_source(str(tmp_path / "b.jsonl.gz"))) == "b/r0"
 
 
 def test_saved_datasets_are_read_split_by_split(tmp_path):
@@ -72,7 +72,9 @@ def test_slices_together_are_the_whole_and_keep_line_numbers(tmp_path):
     broken = path.read_bytes().split(b"\n")
     broken[40] = b"{"
     path.write_bytes(b"\n".join(broken))
-    faults = [r.message for s in cut_lines(".jsonl", path, "a", 64) for r, _, _ in json_records(s) if hasattr(r, "path")]
+    faults = [
+        r.message for s in cut_lines(".jsonl", path, "a", 64) for r, _, _ in json_records(s) if hasattr(r, "path")
+    ]
     assert len(faults) == 1
     assert "a.jsonl line 41: is not JSON" in faults[0]
 

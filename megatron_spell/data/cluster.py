@@ -12,7 +12,7 @@ from megatron_spell.data.errors import BuildError
 from megatron_spell.data.settings import BuildSettings
 from megatron_spell.types.seeds import stream_seed
 
-_Numbered = tuple[int, RawDocument]  # with its place among all that were read
+Numbered = tuple[int, RawDocument]  # with its place among all that were read
 TRAIN, HELDOUT = "train", "heldout"
 _COMPONENTS = 64  # of the TF-IDF vectors
 _MAX_TERMS = 50_000
@@ -39,7 +39,7 @@ def plan_sets(
     documents; smaller groups stay whole and are put together by the similarity of their words. A pure function of its
     arguments. Raises BuildError when the documents do not fill half a set.
     """
-    groups: dict[str, list[_Numbered]] = {}
+    groups: dict[str, list[Numbered]] = {}
     for numbered in enumerate(clean(documents, settings.min_chars, tally)):
         groups.setdefault(numbered[1].group, []).append(numbered)
     num_kept = sum(map(len, groups.values()))
@@ -49,14 +49,23 @@ def plan_sets(
             f" {settings.fewest}; add sources, cut them with max_chars, or lower set_size"
         )
     held = heldout_groups({name: len(group) for name, group in groups.items()}, settings)
-    sides = {
-        TRAIN: [group for name, group in groups.items() if name not in held],
-        HELDOUT: [group for name, group in groups.items() if name in held],
-    }
-    found = [(sorted(c), split) for split, side in sides.items() if side for c in _cluster(side, settings)]
+    return sets_of_sides({name: HELDOUT if name in held else TRAIN for name in groups}, groups, settings)
+
+
+def sets_of_sides(
+    sides: Mapping[str, str], groups: Mapping[str, list[Numbered]], settings: BuildSettings, first_number: int = 0
+) -> tuple[PlannedSet, ...]:
+    """The sets of `groups`, each on the side that `sides` names for it; numbered from `first_number` on.
+
+    A side that has documents needs at least half a set of them.
+    """
+    found = []
+    for side in (TRAIN, HELDOUT):
+        members = [group for name, group in groups.items() if sides[name] == side]
+        found += [(sorted(cluster), side) for cluster in _cluster(members, settings)] if members else []
     return tuple(
         PlannedSet(f"set-{number:05d}", split, tuple(document for _, document in cluster))
-        for number, (cluster, split) in enumerate(sorted(found, key=lambda one: one[0][0][0]))
+        for number, (cluster, split) in enumerate(sorted(found, key=lambda one: one[0][0][0]), first_number)
     )
 
 
@@ -79,7 +88,7 @@ def heldout_groups(num_documents: Mapping[str, int], settings: BuildSettings) ->
     return frozenset(held) if num_held >= settings.fewest else frozenset()
 
 
-def _cluster(groups: Sequence[list[_Numbered]], settings: BuildSettings) -> list[list[_Numbered]]:
+def _cluster(groups: Sequence[list[Numbered]], settings: BuildSettings) -> list[list[Numbered]]:
     size = settings.set_size
     clusters = [run for group in groups if len(group) >= size for run in _runs(group, size)]
     small = [group for group in groups if len(group) < size]
@@ -95,11 +104,11 @@ def _cluster(groups: Sequence[list[_Numbered]], settings: BuildSettings) -> list
     return clusters
 
 
-def _text(cluster: Sequence[_Numbered]) -> str:
+def _text(cluster: Sequence[Numbered]) -> str:
     return "\n".join(document.text for _, document in cluster)
 
 
-def _runs(group: list[_Numbered], size: int) -> list[list[_Numbered]]:
+def _runs(group: list[Numbered], size: int) -> list[list[Numbered]]:
     """Consecutive runs of nearly equal length, between 2/3 and 3/2 of `size`."""
     runs = np.array_split(np.arange(len(group)), round(len(group) / size))
     return [[group[i] for i in run] for run in runs]

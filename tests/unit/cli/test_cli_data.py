@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from megatron_spell.cli.data import data_app, histogram
+from megatron_spell.cli.data import data_app
+from megatron_spell.cli.data_show import histogram
 from megatron_spell.data.store import TokenStore
 from megatron_spell.text.tokenizer import Tokenizer
 from tests.tiny_tokenizer import write_byte_tokenizer

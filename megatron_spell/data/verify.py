@@ -49,7 +49,7 @@ def verify_store(path: Path | str, advance: Callable[[int], None] = lambda num_b
         places = [f"the block of {USER_BLOCK_BYTES} bytes at its beginning"]
     told = "; ".join(places[:_MOST_TOLD]) + (f"; and {len(places) - _MOST_TOLD} more" if places[_MOST_TOLD:] else "")
     raise DamageError(
-        f"{path} is damaged: {told or 'bytes of its HDF5 structure that hold no tokens and no index'};"
+        f"{path} is damaged: {told or 'bytes that change no token and nothing of the index'};"
         " bring a copy back or build it again with `megatron-spell data build`"
     )
 

@@ -17,6 +17,7 @@ from megatron_spell.data.cluster import plan_sets
 from megatron_spell.data.errors import BuildError, SourceError
 from megatron_spell.data.settings import BuildSettings
 from megatron_spell.data.store import TokenStore
+from megatron_spell.data.verify import verify_store
 from tests.unit.data.byte_tokenizer import SMALL, ByteTokenizer, decode, write_texts
 
 SHARED = Path(os.environ.get("MEGATRON_SPELL_DATA", Path(__file__).parents[3].parent / "shared/data"))
@@ -25,8 +26,8 @@ TEXTS = st.lists(st.text(st.characters(), max_size=30) | st.sampled_from(HOSTILE
 
 
 def stored_texts(path):
+    verify_store(path)
     with TokenStore.open(path) as store:
-        store.verify()
         sets = [store.document_set(set_id) for split in ("train", "heldout") for set_id in store.set_ids(split)]
     return {d.doc_id: decode(d.token_ids_T) for one in sets for d in one.documents}
 

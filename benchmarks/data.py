@@ -11,7 +11,8 @@ Building: the same texts, already read and grouped, go through `write_sets` and 
 checksums and compression included. The bare tokenizer is one call for all texts (`encode_batch_fast`, parallel by
 itself over the same number of threads); `with ids` it also hands the ids over as arrays, which nothing can do without.
 `whole build` is `build_store`, with reading, cleaning and grouping. All ways run in turn in every repeat and a ratio is
-of two ways of one repeat, so that a busy machine slows both. The first round warms up.
+of two ways of one repeat, so that a busy machine slows both; "by processor time" other programs add nothing to. The
+first round warms up.
 
 Exit code 1 when the median read takes LIMIT_MS or more, or building reaches less than LEAST_RATIO of the bare call.
 """
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,14 @@ def read_ms(path: Path, num_sets: int) -> dict[str, list[float]]:
     return took
 
 
+@dataclass(slots=True)
+class Took:
+    """Seconds of every repeat; `processor` adds up all threads."""
+
+    clock: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+
+
 class Building:
     """The ways to tokenise the same texts, on the same cores."""
 
@@ -118,36 +127,39 @@ class Building:
     def build(self) -> None:
         build_store(self.options.source, self.tokenizer, self.out, self.settings, workers=self.options.workers)
 
-    def seconds(self, repeats: int) -> dict[str, list[float]]:
+    def seconds(self, repeats: int) -> dict[str, Took]:
         """Of every way in every repeat; the whole build reads each text once, whatever `copies` says."""
-        took: dict[str, list[float]] = {way: [] for way in self.ways()}
+        took = {way: Took() for way in self.ways()}
         for repeat in range(-1, repeats):
             for way, run in self.ways().items():
-                began = time.perf_counter()
+                copies = self.options.copies if way == "whole build" else 1
+                began, worked = time.perf_counter(), time.process_time()
                 run()
                 if repeat >= 0:
-                    took[way].append(time.perf_counter() - began)
-        took["whole build"] = [seconds * self.options.copies for seconds in took["whole build"]]
+                    took[way].clock.append((time.perf_counter() - began) * copies)
+                    took[way].processor.append((time.process_time() - worked) * copies)
         return took
 
 
-def ratios(took: dict[str, list[float]], way: str) -> list[float]:
-    """The rate of `way` as a share of the bare call's, in each repeat."""
-    return [bare / seconds for bare, seconds in zip(took["bare"], took[way], strict=True)]
+def ratios(way: list[float], bare: list[float]) -> list[float]:
+    """The rate of a way as a share of the bare call's, in each repeat."""
+    return [b / w for w, b in zip(way, bare, strict=True)]
 
 
 def spread(values: list[float], digits: int = 2) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def show(console: Console, reads: dict[str, list[float]], took: dict[str, list[float]], num_tokens: int) -> None:
+def show(console: Console, reads: dict[str, list[float]], took: dict[str, Took], num_tokens: int) -> None:
     table = Table("read", "ms a 16K tokens", "95 %", title=f"{len(reads['store'])} random sets", title_justify="left")
     for way, its in reads.items():
         table.add_row(way, spread(its, 3), f"{np.quantile(its, 0.95):.3f}")
     console.print(table)
-    table = Table("tokenise", "M tokens/s", "of the bare call", title="median (range)", title_justify="left")
+    columns = ("M tokens/s", "of the bare call", "by processor time")
+    table = Table("tokenise", *columns, title="median (range)", title_justify="left")
     for way, its in took.items():
-        table.add_row(way, spread([num_tokens / s / 1e6 for s in its]), spread(ratios(took, way)))
+        shares = (ratios(its.clock, took["bare"].clock), ratios(its.processor, took["bare"].processor))
+        table.add_row(way, spread([num_tokens / s / 1e6 for s in its.clock]), *map(spread, shares))
     console.print(table)
 
 
@@ -186,8 +198,10 @@ def main() -> int:
     )
     show(console, reads, took, len(token_ids))
     if options.json:
-        options.json.write_text(json.dumps({"read_ms": reads, "seconds": took, "num_tokens": len(token_ids)}) + "\n")
-    return verdict(console, statistics.median(reads["store"]), statistics.median(ratios(took, "store")))
+        seconds = {way: asdict(its) for way, its in took.items()}
+        options.json.write_text(json.dumps({"read_ms": reads, "seconds": seconds, "num_tokens": len(token_ids)}) + "\n")
+    reached = statistics.median(ratios(took["store"].clock, took["bare"].clock))
+    return verdict(console, statistics.median(reads["store"]), reached)
 
 
 def verdict(console: Console, ms: float, ratio: float) -> int:

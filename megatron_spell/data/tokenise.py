@@ -36,13 +36,14 @@ class StoreTokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
-    sets: list[PlannedSet]
+    documents: list[RawDocument]
     digest: bytes  # of the tokenizer and all texts
     digests: list[bytes]  # of each document
 
-    @property
-    def documents(self) -> list[RawDocument]:
-        return [document for one in self.sets for document in one.documents]
+    @classmethod
+    def of(cls, documents: list[RawDocument], fingerprint: str) -> "_Batch":
+        digests = [document_digest(document.text) for document in documents]
+        return cls(documents, hashlib.sha256(b"".join([fingerprint.encode(), *digests])).digest(), digests)
 
 
 def num_cores() -> int:
@@ -53,34 +54,38 @@ def num_cores() -> int:
 def write_sets(planned: Iterable[PlannedSet], tokenizer: StoreTokenizer, writer: StoreWriter, workers: int) -> None:
     """Tokenise `planned` in `workers` threads and add all of it to `writer`, in its order.
 
-    At most 2 * `workers` + 1 batches of about BATCH_CHARS characters (and whole sets) are held at a time. What the
-    writer's journal holds is taken from there. Raises BuildError.
+    At most 2 * `workers` + 1 batches of about BATCH_CHARS characters (or one longer document) and one set are held at
+    a time. What the writer's journal holds is taken from there. Raises BuildError.
     """
-    for batch, token_ids in _tokenised(_batches(planned, tokenizer.fingerprint), tokenizer, writer.journal, workers):
-        of_document = iter(zip(batch.documents, token_ids, batch.digests, strict=True))
-        for one in batch.sets:
-            parts = [next(of_document) for _ in one.documents]
-            documents = tuple(Document(d.doc_id, d.title, ids) for d, ids, _ in parts)
-            origins = [Origin(d.source, d.group, digest) for d, _, digest in parts]
-            writer.add(DocumentSet(one.set_id, one.split, documents), origins)
+    begun: deque[PlannedSet] = deque()
+
+    def documents() -> Iterator[RawDocument]:
+        for one in planned:
+            begun.append(one)
+            yield from one.documents
+
+    finished: list[tuple[Document, Origin]] = []
+    batches = _batches(documents(), tokenizer.fingerprint)
+    for batch, token_ids in _tokenised(batches, tokenizer, writer.journal, workers):
+        for raw, ids, digest in zip(batch.documents, token_ids, batch.digests, strict=True):
+            finished.append((Document(raw.doc_id, raw.title, ids), Origin(raw.source, raw.group, digest)))
+            if len(finished) == len(begun[0].documents):
+                one, (stored, origins) = begun.popleft(), zip(*finished)
+                writer.add(DocumentSet(one.set_id, one.split, stored), origins)
+                finished = []
 
 
-def _batches(planned: Iterable[PlannedSet], fingerprint: str) -> Iterator[_Batch]:
+def _batches(documents: Iterable[RawDocument], fingerprint: str) -> Iterator[_Batch]:
     """The same batches whatever the number of workers, so that a journal fits any."""
-    sets, num_chars = [], 0
-    for one in planned:
-        sets.append(one)
-        num_chars += sum(len(d.text) for d in one.documents)
+    batch, num_chars = [], 0
+    for document in documents:
+        batch.append(document)
+        num_chars += len(document.text)
         if num_chars >= BATCH_CHARS:
-            yield _batch(sets, fingerprint)
-            sets, num_chars = [], 0
-    if sets:
-        yield _batch(sets, fingerprint)
-
-
-def _batch(sets: list[PlannedSet], fingerprint: str) -> _Batch:
-    digests = [document_digest(d.text) for one in sets for d in one.documents]
-    return _Batch(sets, hashlib.sha256(b"".join([fingerprint.encode(), *digests])).digest(), digests)
+            yield _Batch.of(batch, fingerprint)
+            batch, num_chars = [], 0
+    if batch:
+        yield _Batch.of(batch, fingerprint)
 
 
 def _tokenised(

@@ -75,7 +75,6 @@ def test_an_interrupted_build_goes_on_where_it_stopped_and_gives_the_same_bytes(
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == [".store.h5.journal"]
     second = Counting()
     assert written(path, sets, second, workers).read_bytes() == wanted
-    assert len(second.texts) <= 36 - 30 + 1 + 6 * (2 * workers + 1)  # batches under way were lost, two sets each
     assert len(second.texts) < 36
     assert sorted(p.name for p in tmp_path.iterdir()) == ["store.h5", "whole.h5"]
 
@@ -88,7 +87,7 @@ def test_a_journal_serves_what_is_still_the_same_and_no_more(tmp_path):
     changed = [*sets[:4], *planned(words="other words")[4:]]
     tokenizer = Counting()
     written(path, changed, tokenizer)
-    assert 24 <= len(tokenizer.texts) <= 30  # a batch begins before the first that differs
+    assert 24 <= len(tokenizer.texts) <= 30  # a batch may begin before the first that differs
     assert path.read_bytes() == written(tmp_path / "fresh.h5", changed, ByteTokenizer()).read_bytes()
     (tmp_path / ".store.h5.journal").write_bytes(journal)
     another = Counting()

@@ -145,7 +145,7 @@ def _drawn(store: "TokenStore", seed: int) -> str:
 def _print_store(path: Path, store: "TokenStore", summary: "StoreSummary") -> None:
     dropped = ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in summary.num_dropped.items())
     settings = "  ".join(f"{name}={value}" for name, value in summary.settings.items())
-    added = f"; added to {summary.num_builds - 1} times" if summary.num_builds > 1 else ""
+    added = f"\nadded to since: {summary.num_builds - 1}" if summary.num_builds > 1 else ""
     sources = zip(summary.sources, summary.source_fingerprints, strict=True)
     table = _table(str(path), "", "")
     for name, value in (

@@ -92,7 +92,10 @@ def plot_lengths(store: TokenStore, path: Path) -> None:
 def _histogram(axes, lengths: np.ndarray, splits: np.ndarray, what: str) -> None:
     low, high = int(lengths.min()), int(lengths.max())
     wide = high > 20 * low
-    bins = np.geomspace(low, high + 1, _BINS) if wide else np.linspace(low, high + 1, _BINS)
+    # Between whole numbers, or bins would differ in how many of them they hold.
+    step = -(-(high - low + 1) // _BINS)
+    edges = np.geomspace(low, high + 1, _BINS).astype(int) if wide else np.arange(low, high + step + 1, step)
+    bins = np.unique(edges) - 0.5
     axes.hist([lengths[splits == n] for n in range(len(SPLITS))], bins, stacked=True, label=SPLITS)
     if wide:
         axes.set_xscale("log")

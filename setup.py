@@ -11,6 +11,7 @@ CORE = [
     "typer>=0.15,<1",  # command line
     "rich>=13,<16",  # tables and progress
     "h5py>=3.11,<4",  # token store
+    "matplotlib>=3.9,<4",  # plots of `data stats`
     "safetensors>=0.5,<1",  # checkpoints without pickle
     "sentencepiece>=0.2,<0.3",  # tokenizer_tools
     "scikit-learn>=1.5,<2",  # grouping documents into sets

@@ -1,6 +1,5 @@
 """`megatron-spell data build`: from documents to a token store. Heavy imports happen inside the command."""
 
-import os
 import shlex
 import sys
 from contextlib import ExitStack
@@ -66,7 +65,8 @@ EmbeddingModel = Annotated[
     Path | None, typer.Option("--embedding-model", help="Folder of a sentence-embedding model to group by, not TF-IDF")
 ]
 Workers = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Processes; every core without it. Changes no byte of the store")
+    int | None,
+    typer.Option("--workers", min=1, help="Processes and threads; every core without it. Changes no byte"),
 ]
 Work = Annotated[Path | None, typer.Option("--work", help="Folder for what is under way (OUT.work)")]
 KeepWork = Annotated[bool, typer.Option("--keep-work", help="Keep that folder for the next build")]
@@ -100,6 +100,7 @@ def build(
     A build that was stopped goes on from its work folder when it is given again.
     """
     from megatron_spell.data.errors import BuildError, SourceError
+    from megatron_spell.data.tokenise import num_cores
     from megatron_spell.text.embedding import EmbeddingError
     from megatron_spell.text.tokenizer import TokenizerError
 
@@ -116,7 +117,7 @@ def build(
             settings=settings,
             corpus=corpus,
             embedding_model=embedding_model,
-            workers=workers or len(os.sched_getaffinity(0)),
+            workers=workers or num_cores(),
             work=work,
             keep_work=keep_work,
             report=report,
@@ -192,7 +193,7 @@ def _build(
         folder = stack.enter_context(WorkFolder(work))
         with StepBars() as steps:
             planned = CorpusPlanner(settings, corpus, folder, workers, embedder, steps).plan(sources)
-        built = build_store(sources, loaded, out, settings, corpus=planned)
+        built = build_store(sources, loaded, out, settings, workers=workers, corpus=planned)
         benchmarks = [str(path) for path in corpus.decontaminate]
         notes = write_report(planned, settings, benchmarks, shlex.join(["megatron-spell", *sys.argv[1:]]), report)
         if not keep_work:

@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from megatron_spell.data.clean import Tally, clean
-from megatron_spell.data.documents import RawDocument, RawSet
+from megatron_spell.data.documents import RawDocument, RawSet, Unit, documents_of
 from megatron_spell.data.errors import BuildError
 from megatron_spell.data.related import bins_of_related, tfidf_vectors
 from megatron_spell.data.settings import BuildSettings
@@ -44,9 +44,7 @@ class Grouped:
     standing: dict[Hashable, list[int]] = field(default_factory=dict)
 
 
-def plan_sets(
-    documents: Iterable[RawDocument | RawSet], settings: BuildSettings, tally: Tally | None = None
-) -> tuple[PlannedSet, ...]:
+def plan_sets(documents: Iterable[Unit], settings: BuildSettings, tally: Tally | None = None) -> tuple[PlannedSet, ...]:
     """Clean `documents` and group them into sets of set_size / 2 to 2 * set_size, a seeded share of them held out.
 
     Whole groups are held out. On each side a group of at least `set_size` documents becomes sets of consecutive
@@ -54,32 +52,42 @@ def plan_sets(
     are stay so. A pure function of its arguments. Raises BuildError when the documents do not fill half a set.
     """
     units = list(clean(documents, settings.min_chars, tally))
+    grouped = group_units(units)
+    demand_half_a_set(grouped, settings)
+    return sets_of_sides(units, grouped, sides_of(grouped, settings), settings)
+
+
+def group_units(units: Sequence[Unit]) -> Grouped:
     grouped = Grouped()
     for place, unit in enumerate(units):
         side = grouped.standing if isinstance(unit, RawSet) else grouped.plain
         side.setdefault(unit.group, []).append(place)
+    return grouped
+
+
+def sets_of_sides(
+    units: Sequence[Unit], grouped: Grouped, sides: Mapping[Hashable, str], settings: BuildSettings, first: int = 0
+) -> tuple[PlannedSet, ...]:
+    """The sets of `grouped`, each group on the side that `sides` names for it; numbered from `first` on.
+
+    A side that has plain documents needs at least half a set of them.
+    """
 
     def vectors(clusters: Sequence[Sequence[int]]) -> np.ndarray:
         return tfidf_vectors(("\n".join(units[place].text for place in one) for one in clusters), settings.seed)
 
-    found = arrange(grouped, seeded_order(settings.seed), vectors, settings)
     return tuple(
-        PlannedSet(
-            set_name(number, _hint(units, one)),
-            one.split,
-            tuple(d for place in one.members for d in _documents(units[place])),
-        )
-        for number, one in enumerate(found)
+        PlannedSet(set_name(number, _hint(units[one.members[0]])), one.split, _documents(units, one))
+        for number, one in enumerate(arrange(grouped, sides, vectors, settings), first)
     )
 
 
-def _hint(units: Sequence[RawDocument | RawSet], one: "Arranged") -> str:
-    first = units[one.members[0]]
-    return first.hint if isinstance(first, RawSet) else ""
+def _documents(units: Sequence[Unit], one: "Arranged") -> tuple[RawDocument, ...]:
+    return tuple(document for place in one.members for document in documents_of(units[place]))
 
 
-def _documents(unit: RawDocument | RawSet) -> tuple[RawDocument, ...]:
-    return unit.documents if isinstance(unit, RawSet) else (unit,)
+def _hint(unit: Unit) -> str:
+    return unit.hint if isinstance(unit, RawSet) else ""
 
 
 def set_name(number: int, hint: str) -> str:
@@ -88,35 +96,42 @@ def set_name(number: int, hint: str) -> str:
 
 
 def arrange(
-    grouped: Grouped,
-    order: Callable[[Hashable], tuple],
-    vectors: Vectors,
-    settings: BuildSettings,
-    workers: int = 1,
+    grouped: Grouped, sides: Mapping[Hashable, str], vectors: Vectors, settings: BuildSettings, workers: int = 1
 ) -> list[Arranged]:
-    """The sets, in the order of their first units; held-out groups are taken by `order`.
+    """The sets on their sides, in the order of their first units."""
+    found = [Arranged(sides[name], (place,)) for name, places in grouped.standing.items() for place in places]
+    for split in (TRAIN, HELDOUT):
+        side = [group for name, group in grouped.plain.items() if sides[name] == split]
+        if side:
+            found.extend(Arranged(split, tuple(sorted(c))) for c in _cluster(side, vectors, settings, workers))
+    return sorted(found, key=lambda one: one.members[0])
 
-    Raises BuildError when plain documents do not fill half a set and nothing else is there.
-    """
+
+def demand_half_a_set(grouped: Grouped, settings: BuildSettings) -> None:
+    """Raises BuildError when plain documents do not fill half a set, unless there are only sets as they stand."""
     num_plain = sum(map(len, grouped.plain.values()))
     if num_plain < settings.fewest and not (grouped.standing and num_plain == 0):
         raise BuildError(
             f"set_size = {settings.set_size}: the sources give {num_plain} documents and a set needs at least"
             f" {settings.fewest}; add sources, cut them with max_chars, or lower set_size"
         )
-    held = heldout_groups({name: len(group) for name, group in grouped.plain.items()}, settings, order)
+
+
+def sides_of(
+    grouped: Grouped,
+    settings: BuildSettings,
+    order: Callable[[Hashable], tuple] | None = None,
+    known: Mapping[Hashable, str] | None = None,
+) -> dict[Hashable, str]:
+    """For every group, whether it is trained on or held out: where it is `known` to be, else by `order`."""
+    known = known or {}
     ones = replace(settings, set_size=2)  # sets as they stand are held out one by one
-    held_sets = heldout_groups({name: len(sets) for name, sets in grouped.standing.items()}, ones, order)
-    found = [
-        Arranged(HELDOUT if name in held_sets else TRAIN, (place,))
-        for name, sets in grouped.standing.items()
-        for place in sets
-    ]
-    for split in (TRAIN, HELDOUT):
-        side = [group for name, group in grouped.plain.items() if (name in held) == (split == HELDOUT)]
-        if side:
-            found.extend(Arranged(split, tuple(sorted(c))) for c in _cluster(side, vectors, settings, workers))
-    return sorted(found, key=lambda one: one.members[0])
+    held: frozenset[Hashable] = frozenset()
+    for side, chosen in ((grouped.standing, ones), (grouped.plain, settings)):
+        new = {name: len(places) for name, places in side.items() if name not in known}
+        held |= heldout_groups(new, chosen, order)
+    names = [*grouped.plain, *grouped.standing]
+    return {name: known.get(name, HELDOUT if name in held else TRAIN) for name in names}
 
 
 def seeded_order(seed: int) -> Callable[[Hashable], tuple]:

@@ -1,6 +1,6 @@
 """Documents and ready sets on their way from a source to a store."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +46,14 @@ class Fault:
 
 
 Unit = RawDocument | RawSet  # what is kept or dropped as a whole
+
+
+def documents_of(unit: Unit) -> tuple[RawDocument, ...]:
+    return unit.documents if isinstance(unit, RawSet) else (unit,)
+
+
+def from_source(unit: Unit, source: str) -> Unit:
+    """`unit` with all its documents marked as read from `source`."""
+    if isinstance(unit, RawDocument):
+        return replace(unit, source=source)
+    return replace(unit, documents=tuple(replace(document, source=source) for document in unit.documents))

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from megatron_spell.data.cluster import Arranged, arrange, set_name
+from megatron_spell.data.cluster import Arranged, arrange, demand_half_a_set, set_name, sides_of
 from megatron_spell.data.corpus.benchmarks import benchmark_slices, write_benchmarks
 from megatron_spell.data.corpus.decontaminate import NO_BENCHMARK, DecontaminatePart, decontaminate_part
 from megatron_spell.data.corpus.duplicates import SignPart, exact_duplicates, near_duplicates, sign_part
@@ -16,7 +16,7 @@ from megatron_spell.data.corpus.parts import HINTS, NOT_STANDING, Part, read_uni
 from megatron_spell.data.corpus.pool import each_part
 from megatron_spell.data.corpus.portions import find_portions, read_portion
 from megatron_spell.data.corpus.settings import CorpusSettings
-from megatron_spell.data.corpus.units import Units, documents_of, grouped_units, load_units, renamed_documents
+from megatron_spell.data.corpus.units import Units, grouped_units, load_units, renamed_documents
 from megatron_spell.data.corpus.vectors import ClusterVectors, Embedder
 from megatron_spell.data.corpus.work import (
     WorkFolder,
@@ -26,7 +26,7 @@ from megatron_spell.data.corpus.work import (
     write_arrays,
     write_json,
 )
-from megatron_spell.data.documents import RawDocument
+from megatron_spell.data.documents import RawDocument, documents_of
 from megatron_spell.data.errors import BuildError
 from megatron_spell.data.readers.source import printable
 from megatron_spell.data.settings import BuildSettings
@@ -220,12 +220,14 @@ class CorpusPlanner:
 
     def _arranged(self, units: Units, kept: np.ndarray, orders: np.ndarray, key: str) -> list[Arranged]:
         grouped = grouped_units(units, kept)
+        demand_half_a_set(grouped, self.settings)
         first = {name: places[0] for side in (grouped.plain, grouped.standing) for name, places in side.items()}
         tell = self.steps("group", 1)
         vectors = ClusterVectors(
             units, self.work.path, key, self.settings.seed, self.workers, self.embedder, lambda done, total: None
         )
-        found = arrange(grouped, lambda name: (int(orders[first[name]]), name), vectors, self.settings, self.workers)
+        sides = sides_of(grouped, self.settings, lambda name: (int(orders[first[name]]), name))
+        found = arrange(grouped, sides, vectors, self.settings, self.workers)
         tell(1)
         return found
 

@@ -12,8 +12,9 @@ from megatron_spell.data.corpus.filters import REASONS
 from megatron_spell.data.corpus.parts import NOT_STANDING
 from megatron_spell.data.corpus.plan import Corpus
 from megatron_spell.data.corpus.report_page import page
-from megatron_spell.data.corpus.units import Texts, documents_of
+from megatron_spell.data.corpus.units import Texts
 from megatron_spell.data.corpus.work import write_whole
+from megatron_spell.data.documents import documents_of
 from megatron_spell.data.settings import BuildSettings
 
 NUM_EXAMPLES = 8

@@ -12,7 +12,7 @@ import numpy as np
 from megatron_spell.data.clean import UniqueIds
 from megatron_spell.data.cluster import Grouped
 from megatron_spell.data.corpus.parts import NOT_STANDING, Part, unpack
-from megatron_spell.data.documents import RawDocument, RawSet, Unit
+from megatron_spell.data.documents import Unit, documents_of
 
 _OPEN_FILES = 128
 
@@ -106,7 +106,3 @@ def renamed_documents(units: Units, kept: Iterable[int]) -> dict[int, tuple[str,
                 continue
             renamed[place] = tuple(given.unique(d.doc_id) for d in documents_of(texts.at(units.where(place))))
     return renamed
-
-
-def documents_of(unit: Unit) -> tuple[RawDocument, ...]:
-    return unit.documents if isinstance(unit, RawSet) else (unit,)

@@ -2,11 +2,13 @@ import json
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from megatron_spell.cli.data import data_app, histogram
+from megatron_spell.cli.data import data_app
+from megatron_spell.cli.data_show import histogram
 from megatron_spell.data.store import TokenStore
 from megatron_spell.text.tokenizer import Tokenizer
 from tests.tiny_tokenizer import write_byte_tokenizer
@@ -50,7 +52,7 @@ def test_build_writes_a_store_and_says_what_it_holds(built, tokenizer_folder):
 
 def test_show_prints_the_store(built, tokenizer_folder):
     _, out = built
-    result = data("show", out, "--verify")
+    result = data("show", out)
     assert result.exit_code == 0, result.output
     with TokenStore.open(out) as store:
         summary, first = store.summary(), store.set_ids("heldout")[0]
@@ -61,7 +63,7 @@ def test_show_prints_the_store(built, tokenizer_folder):
         f"{summary.num_sets['train']} train",
         f"{summary.num_sets['heldout']} heldout",
         "set_size=4",
-        "whole content verified",
+        summary.source_fingerprints[0][:12],
         first,
         "█",
     ):
@@ -79,6 +81,91 @@ def test_show_lists_the_documents_of_a_set(built):
         for d in one.documents:
             assert d.doc_id in result.stdout
             assert str(d.num_tokens) in result.stdout
+
+
+def test_verify_tells_a_whole_store_a_damaged_one_and_no_store_apart(built, tmp_path):
+    _, out = built
+    result = data("verify", out)
+    assert (result.exit_code, result.stdout[: len(str(out)) + 7]) == (0, f"{out}: whole")
+    with h5py.File(out, "r+") as file:
+        file["tokens"][3] += 1
+    result = data("verify", out)
+    assert result.exit_code == 1
+    assert "store.h5 is damaged: tokens chunk 0 (tokens 0 to " in result.stderr
+    assert result.stderr.count("\n") == 1
+    (tmp_path / "text.h5").write_text("text " * 200)
+    assert data("verify", tmp_path / "text.h5").exit_code == 2
+
+
+def test_sample_prints_a_set_as_text(built, tokenizer_folder):
+    _, out = built
+    with TokenStore.open(out) as store:
+        one = store.document_set("set-00001")
+    result = data("sample", out, "--tokenizer", tokenizer_folder, "--set", "set-00001")
+    assert result.exit_code == 0, result.output
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    for document in one.documents:
+        assert document.doc_id in result.stdout
+        assert tokenizer.decode(document.token_ids_T) in result.stdout
+    drawn = [data("sample", out, "--tokenizer", tokenizer_folder, "--seed", seed).stdout for seed in (*range(8), 0)]
+    assert drawn[0] == drawn[-1]
+    assert len({text.split()[0] for text in drawn}) > 2
+    short = data("sample", out, "--tokenizer", tokenizer_folder, "--set", "set-00001", "--chars", 5).stdout
+    assert "Text  [..." in short or "<|im [..." in short
+
+
+def test_sample_refuses_another_tokenizer(built, tmp_path):
+    _, out = built
+    folder = tmp_path / "another"
+    folder.mkdir()
+    write_byte_tokenizer(folder)
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text.replace("<|im_start|>", "<|im_begin|>"))
+    result = data("sample", out, "--tokenizer", folder)
+    assert result.exit_code == 2
+    assert "was built with another one; give that" in result.stderr
+
+
+def test_stats_are_the_same_as_table_and_json_and_counted_from_the_documents(built, tmp_path):
+    _, out = built
+    with TokenStore.open(out) as store:
+        sets = [store.document_set(s) for split in ("train", "heldout") for s in store.set_ids(split)]
+    lengths = sorted(d.num_tokens for one in sets for d in one.documents)
+    plot = tmp_path / "lengths.svg"
+    result = data("stats", out, "--json", "--plot", plot)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["document_tokens"]["quantiles"][2] == lengths[len(lengths) // 2 - (len(lengths) % 2 == 0)]
+    assert (told["document_tokens"]["shortest"], told["document_tokens"]["longest"]) == (lengths[0], lengths[-1])
+    assert told["set_tokens"]["total"] == sum(lengths) == told["sources"][0]["num_tokens"]
+    for share in told["splits"]:
+        mine = [one for one in sets if one.split == share["name"]]
+        assert (share["num_sets"], share["num_tokens"]) == (len(mine), sum(one.num_tokens for one in mine))
+    assert "tokens of a document" in plot.read_text() or plot.read_text().startswith("<?xml")
+    table = data("stats", out)
+    assert table.exit_code == 0
+    assert f"{sum(lengths):,}" in table.stdout
+
+
+def test_a_plot_that_cannot_be_written_is_a_usage_error(built, tmp_path):
+    for name in ("no/such/folder/a.svg", "a.xyz"):
+        result = data("stats", built[1], "--plot", tmp_path / name)
+        assert result.exit_code == 2
+        assert f"--plot {tmp_path / name}: cannot be written: " in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_append_adds_and_says_what(built, tokenizer_folder, tmp_path):
+    _, out = built
+    for n in range(9):
+        (tmp_path / "texts" / f"new_{n}.txt").write_text(f"A new text number {n} about trees and gardens. " * 3)
+    result = data("append", out, tmp_path / "texts", "--tokenizer", tokenizer_folder, "--workers", 1)
+    assert result.exit_code == 0, result.output
+    assert "9 documents added (0 too short, 0 repeated and 21 that it held already left out)" in result.stdout
+    assert "added to since: 1" in data("show", out).stdout
+    result = data("append", tmp_path / "nothing.h5", tmp_path / "texts", "--tokenizer", tokenizer_folder)
+    assert result.exit_code == 2
+    assert "nothing.h5 is not there; build one with" in result.stderr
 
 
 def test_titles_are_not_taken_for_markup(tmp_path, tokenizer_folder):
@@ -130,7 +217,7 @@ def test_the_histogram_counts_every_document():
 
 
 def test_the_commands_are_there_before_anything_heavy_is_imported():
-    heavy = {"h5py", "sklearn", "transformers", "numpy"}
+    heavy = {"h5py", "sklearn", "transformers", "numpy", "matplotlib"}
     code = f"import sys, megatron_spell.cli.data; print(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert found.stdout.strip() == "[]"

@@ -38,6 +38,8 @@ class BenchmarkTable:
 
 def benchmark_slices(path: Path) -> list[Slice]:
     """The stretches of a benchmark file. Raises SourceError when it is not there or no file of records."""
+    if not path.exists():
+        raise SourceError(f"benchmark {path}: is not there; give a file of records, .jsonl, .json or .parquet")
     slices = list(find_slices(str(path)))
     for piece in slices:
         if piece.kind not in (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".arrow"):

@@ -221,3 +221,45 @@ def test_the_commands_are_there_before_anything_heavy_is_imported():
     code = f"import sys, megatron_spell.cli.data; print(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_corpus_is_filtered_reported_and_its_faults_named(tmp_path, tokenizer_folder):
+    pytest.importorskip("datasketch")
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"{word:04x}" for word in rng.integers(0, 65536, 60)) for _ in range(24)]
+    near, asked = texts[0].replace(" ", " another ", 1), " ".join(texts[1].split()[5:25])
+    lines = [json.dumps({"body": text}) for text in (*texts, near, "x" * 40_000)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, "{"]))
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"question": asked, "answer": "yes"}))
+    command = ["build", tmp_path / "a.jsonl", "--tokenizer", tokenizer_folder, "--out", tmp_path / "s.h5"]
+    command += ["--set-size", 4, "--text-field", "body", "--decontaminate", tmp_path / "bench.jsonl", "--workers", 2]
+    refused = data(*command)
+    assert refused.exit_code == 2
+    assert "a.jsonl line 27: is not JSON" in refused.stderr
+    result = data(*command, "--skip-bad")
+    assert result.exit_code == 0, result.output
+    kept = "23 documents (0 too short and 0 repeated ones left out, 1 too long, 1 benchmark question, 1 near duplicate)"
+    assert kept in result.stdout
+    assert "note: 1 bad in" in result.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "bench.jsonl", "s.h5", "s.h5.report"}
+    assert "| benchmark |" in (tmp_path / "s.h5.report" / "report.md").read_text()
+    unfiltered = data(*command, "--skip-bad", "--filters", "none", "--near-duplicates", 0.8, "--keep-work")
+    assert "24 documents" in unfiltered.stdout
+    assert (tmp_path / "s.h5.work").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--filters", "all"), "--filters all: unknown; give none, paper, web"),
+        (("--near-duplicates", "2"), "near_duplicates = 2.0 must be at least 0 (off) and at most 1"),
+        (("--decontaminate", "nowhere.jsonl"), "benchmark nowhere.jsonl: is not there; give a file of records"),
+        (("--embedding-model", "nowhere"), "--embedding-model nowhere: is no folder of a model"),
+    ],
+)
+def test_bad_options_of_a_corpus_are_one_line(tmp_path, tokenizer_folder, option, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = data("build", "python-topics", "--tokenizer", tokenizer_folder, "--out", "s.h5", *option)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert message in result.stderr
+    assert not list(tmp_path.iterdir())

@@ -148,3 +148,15 @@ def test_another_tokenizer_and_a_damaged_store_are_refused(path, tmp_path):
     with pytest.raises(StoreError, match="is damaged"):
         append_store(path, [str(write_texts(tmp_path / "texts"))], ByteTokenizer())
     assert path.read_bytes() == damaged
+
+
+def test_sets_as_they_stand_are_added_whole_and_known_again(path, tmp_path):
+    filing = {"table": {"uid": "t", "table": [["a", "b"], ["1", "2"]]}, "paragraphs": [{"text": "about ships"}]}
+    (tmp_path / "filings.json").write_text(json.dumps([filing]))
+    report = append_store(path, [str(tmp_path / "filings.json")], ByteTokenizer())
+    assert (report.num_documents, sum(report.num_sets.values()), report.num_left_over) == (2, 1, 0)
+    with TokenStore.open(path) as store:
+        (added,) = [name for split in ("train", "heldout") for name in store.set_ids(split) if name.startswith("math-")]
+        assert decode(store.document_set(added).documents[0].token_ids_T).startswith("| a | b |")
+    with pytest.raises(BuildError, match=r"give 0 new documents \(2 are in the store already\)"):
+        append_store(path, [str(tmp_path / "filings.json")], ByteTokenizer())

@@ -64,7 +64,7 @@ def test_the_folder_says_how_states_are_pooled(encoder, tmp_path):
 
 
 def test_what_is_no_model_is_told(tmp_path):
-    with pytest.raises(EmbeddingError, match="neither modules.json nor config.json"):
+    with pytest.raises(EmbeddingError, match=r"neither modules\.json nor config\.json"):
         TextEmbedder.load(tmp_path)
     pytest.importorskip("sentence_transformers")
     (tmp_path / "config.json").write_text("{}")

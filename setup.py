@@ -11,6 +11,7 @@ CORE = [
     "typer>=0.15,<1",  # command line
     "rich>=13,<16",  # tables and progress
     "h5py>=3.11,<4",  # token store
+    "matplotlib>=3.9,<4",  # plots of `data stats`
     "safetensors>=0.5,<1",  # checkpoints without pickle
     "sentencepiece>=0.2,<0.3",  # tokenizer_tools
     "scikit-learn>=1.5,<2",  # grouping documents into sets
@@ -43,7 +44,21 @@ RAY = ["ray==2.55.1"]  # actors that hold the engines; one version on all nodes 
 
 LEARN = ["matplotlib>=3.9,<4"]  # plots of examples/learning
 
+# Readers and filters of `data build`; the quickstart needs none of them. None is a need of vLLM's, and installing them
+# moves no version that vLLM pins.
+DATA = [
+    "datasketch>=2.0,<3",  # MinHash: 2.0 brought the 32-bit permutations that signatures are made of
+    "pyarrow>=26,<27",  # Parquet, and the Arrow files of saved datasets
+    "pypdf>=7,<8",  # text of PDF files
+    "trafilatura>=2.3,<3",  # main text of HTML pages
+    "lxml-html-clean>=0.4,<1",  # trafilatura's jusText asks for it as an extra that lxml 6 spells otherwise
+    "sentence-transformers>=6.2,<7",  # --embedding-model; reads how a model pools its states
+    "matplotlib>=3.9,<4",  # plot of lengths in the report
+]
+
 DEV = [
+    *DATA,
+    "datasets>=5.2,<6",  # writes the saved datasets that the readers' tests read
     "pytest>=8,<10",
     "pytest-cov>=5,<8",
     "pytest-xdist>=3.6,<4",  # two tests at a time: half of them wait for processes to start
@@ -67,7 +82,7 @@ setup(
         "megatron_spell.evaluation": ["paper.yaml"],
     },
     install_requires=CORE,
-    extras_require={"cpu": CPU, "gpu": GPU, "ray": RAY, "learn": LEARN, "dev": DEV},
+    extras_require={"cpu": CPU, "gpu": GPU, "ray": RAY, "data": DATA, "learn": LEARN, "dev": DEV},
     entry_points={
         "console_scripts": [
             "megatron-spell=megatron_spell.cli.main:main",

@@ -11,3 +11,7 @@ class BuildError(ValueError):
 
 class StoreError(ValueError):
     """A file that is no whole token store of this version; names the file."""
+
+
+class DamageError(StoreError):
+    """A token store whose bytes are not those that were written; names the file, the part and the place."""

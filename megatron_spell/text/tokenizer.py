@@ -65,6 +65,11 @@ class Tokenizer:
         """int32 ids of `text`, in which special tokens are only characters: no id of `special_ids` comes out."""
         return _ids(self._quoted, text)
 
+    def encode_quoted_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """What `encode_quoted` gives for each text. Python runs meanwhile: threads may call it side by side."""
+        encodings = self._quoted.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+
     def decode(self, token_ids: Sequence[int] | np.ndarray) -> str:
         """The text of the ids; special tokens are left out, ids beyond the vocabulary too."""
         kept = [int(i) for i in token_ids if int(i) not in self.special_ids and 0 <= int(i) < self.vocab_size]

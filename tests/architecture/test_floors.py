@@ -27,6 +27,7 @@ HOME = {
     "h5py": {"data"},
     "torch": {"policy", "rollout", "bridge", "algo", "train"},
     "transformers": {"text"},
+    "sentence_transformers": {"text"},
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

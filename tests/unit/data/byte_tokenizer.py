@@ -16,6 +16,9 @@ class ByteTokenizer:
     def encode_quoted(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32)
 
+    def encode_quoted_batch(self, texts):
+        return [self.encode_quoted(text) for text in texts]
+
 
 def decode(token_ids: np.ndarray) -> str:
     return token_ids.astype(np.uint8).tobytes().decode("utf-8")

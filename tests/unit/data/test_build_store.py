@@ -11,12 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from megatron_spell.data import tokenise
 from megatron_spell.data.build import build_store, read_sources
 from megatron_spell.data.clean import normalise
 from megatron_spell.data.cluster import plan_sets
 from megatron_spell.data.errors import BuildError, SourceError
 from megatron_spell.data.settings import BuildSettings
 from megatron_spell.data.store import TokenStore
+from megatron_spell.data.verify import verify_store
 from tests.unit.data.byte_tokenizer import SMALL, ByteTokenizer, decode, write_texts
 
 SHARED = Path(os.environ.get("MEGATRON_SPELL_DATA", Path(__file__).parents[3].parent / "shared/data"))
@@ -25,8 +27,8 @@ TEXTS = st.lists(st.text(st.characters(), max_size=30) | st.sampled_from(HOSTILE
 
 
 def stored_texts(path):
+    verify_store(path)
     with TokenStore.open(path) as store:
-        store.verify()
         sets = [store.document_set(set_id) for split in ("train", "heldout") for set_id in store.set_ids(split)]
     return {d.doc_id: decode(d.token_ids_T) for one in sets for d in one.documents}
 
@@ -92,7 +94,9 @@ BUILD = """
 import sys, time
 from pathlib import Path
 from tests.unit.data.byte_tokenizer import SMALL, ByteTokenizer
+from megatron_spell.data import tokenise
 from megatron_spell.data.build import build_store
+tokenise.BATCH_CHARS = 300
 class Tokenizer(ByteTokenizer):
     num = 0
     def encode_quoted(self, text):
@@ -101,7 +105,7 @@ class Tokenizer(ByteTokenizer):
             print("half way", flush=True)
             time.sleep(600)
         return super().encode_quoted(text)
-build_store([sys.argv[1]], Tokenizer(), Path(sys.argv[2]), SMALL)
+build_store([sys.argv[1]], Tokenizer(), Path(sys.argv[2]), SMALL, workers=1)
 """
 
 
@@ -124,7 +128,7 @@ def test_two_builds_are_identical_byte_for_byte(tmp_path):
     assert outs[0].read_bytes() == outs[1].read_bytes()
 
 
-def test_a_killed_build_leaves_the_old_store(tmp_path):
+def test_a_killed_build_leaves_the_old_store_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     source, out = write_texts(tmp_path / "texts", 30), tmp_path / "store.h5"
     build_store([str(source)], ByteTokenizer(), out, SMALL)
     before = out.read_bytes()
@@ -137,7 +141,19 @@ def test_a_killed_build_leaves_the_old_store(tmp_path):
         process.wait(30)
     assert out.read_bytes() == before
     assert len(stored_texts(out)) == 30
-    assert build_store([str(source)], ByteTokenizer(), out, SMALL).num_documents == 40
+    monkeypatch.setattr(tokenise, "BATCH_CHARS", 300)
+    again = []
+
+    class Tokenizer(ByteTokenizer):
+        def encode_quoted_batch(self, texts):
+            again.extend(texts)
+            return super().encode_quoted_batch(texts)
+
+    assert build_store([str(source)], Tokenizer(), out, SMALL).num_documents == 40
+    assert 40 - 24 <= len(again) <= 40 - 24 + 2 * 3 + 4  # finished batches were kept, of four documents each
+    build_store([str(source)], ByteTokenizer(), tmp_path / "fresh.h5", SMALL)
+    assert out.read_bytes() == (tmp_path / "fresh.h5").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh.h5", "store.h5", "texts"]
 
 
 def test_a_source_that_fails_leaves_the_old_store_and_no_draft(tmp_path):

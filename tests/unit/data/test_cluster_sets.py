@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_spell.data.cluster import _Packing, heldout_groups, plan_sets
+from megatron_spell.data.cluster import heldout_groups, plan_sets
 from megatron_spell.data.documents import RawDocument
 from megatron_spell.data.errors import BuildError
+from megatron_spell.data.related import Packing
 from megatron_spell.data.settings import BuildSettings
 from tests.unit.data.byte_tokenizer import numbered
 
@@ -126,7 +127,7 @@ def test_many_documents_are_parted_in_several_rounds():
 def test_light_bins_join_each_other_before_they_overfill_the_nearest():
     weights = np.array([3, 3, 2, 12, 12])  # the light ones all lie nearest to the first heavy one
     vectors = np.array([[9, 3, 0], [9, -3, 0], [9, 0, 3], [9, 0, 0], [0, 0, 9]]) / 9
-    bins = _Packing(vectors, weights, size=8, seed=0).join_light([[0], [1], [2], [3], [4]])
+    bins = Packing(vectors, weights, size=8, seed=0).join_light([[0], [1], [2], [3], [4]])
     assert sorted(weights[b].sum() for b in bins) == [8, 12, 12]
 
 

@@ -3,7 +3,7 @@ from collections import defaultdict
 
 import pytest
 
-from megatron_spell.data.readers import read_source
+from megatron_spell.data.readers.source import read_source
 
 
 @pytest.fixture(scope="module")

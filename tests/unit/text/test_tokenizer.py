@@ -45,6 +45,9 @@ def test_quoted_text_comes_back_and_holds_no_control_token(pieces, in_bytes, tex
         assert not tokenizer.special_ids.intersection(ids_T.tolist())
         assert ids_T.dtype == np.int32 and (ids_T < tokenizer.vocab_size).all()
         assert tokenizer.decode(ids_T) == text.replace("\u2581", " " if tokenizer is pieces else "\u2581")
+        batch = tokenizer.encode_quoted_batch([text, "", text + "a"])
+        assert [ids.tolist() for ids in batch] == [ids_T.tolist(), [], tokenizer.encode_quoted(text + "a").tolist()]
+        assert {ids.dtype for ids in batch} == {np.dtype(np.int32)}
 
 
 def test_literal_text_knows_special_tokens(pieces, in_bytes):

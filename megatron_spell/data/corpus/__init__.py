@@ -1,0 +1,1 @@
+"""The corpus pipeline: from sources to planned sets in resumable steps on disk."""

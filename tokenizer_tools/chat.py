@@ -84,14 +84,19 @@ def _system_turn(template: ChatTemplate, system: str, user: str) -> Iterator[Fin
     except TemplateFault as error:
         yield Finding("system turn", NOTE, f"the template refuses one: {error}")
         return
-    held = system in text
-    yield Finding("system turn", OK if held else NOTE, "is rendered" if held else "the template drops its text")
+    split = [marker for marker in template.markers(text) if len(template.ids(marker)) != 1]
+    if system not in text:
+        yield Finding("system turn", NOTE, "the template drops its text")
+    elif split:
+        yield Finding("system turn", NOTE, f"is rendered, but {split[0]} is {len(template.ids(split[0]))} ids")
+    else:
+        yield Finding("system turn", OK, "is rendered")
 
 
 def _thinking(template: ChatTemplate, user: str) -> Iterator[Finding]:
     on, off = (template.render(_asked(user), thinking=thinking) for thinking in (True, False))
     if on == off:
-        yield Finding("thinking", NOTE, "the template ignores enable_thinking")
+        yield Finding("thinking", NOTE, f"the template ignores {template.thinking_name}")
     elif off.startswith(on):
         yield Finding("thinking", OK, f"off adds {off[len(on) :]!r}")
     elif on.startswith(off):
@@ -107,7 +112,9 @@ def _opening(template: ChatTemplate, user: str) -> Iterator[Finding]:
         messages = template.render(_asked(user), opening=False, thinking=thinking)
         prompt = template.render(_asked(user), thinking=thinking)
         if not prompt.startswith(messages):
-            yield Finding(name, FAULT, f"the messages are rendered otherwise with it (enable_thinking {thinking})")
+            yield Finding(
+                name, FAULT, f"the messages are rendered otherwise with it ({template.thinking_name} {thinking})"
+            )
             return
         ids = template.ids(messages)
         if template.ids(prompt)[: len(ids)] != ids:

@@ -22,9 +22,10 @@ class TemplateFault(ValueError):
 
 class ChatTemplate:
     """The tokenizer of a folder with its chat template. Ids are those of text with special tokens standing for
-    themselves, unless `spelled_out`. Raises TokenizerFileError where there is no template."""
+    themselves, unless `spelled_out`. `thinking_name` is the template's variable. Raises TokenizerFileError where there
+    is no template."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, thinking_name: str = "enable_thinking") -> None:
         from transformers import AutoTokenizer
 
         if not folder.is_dir():
@@ -39,6 +40,7 @@ class ChatTemplate:
             raise TokenizerFileError(
                 f"{folder} has no chat template; give one in tokenizer_config.json or chat_template.jinja"
             )
+        self.thinking_name = thinking_name
         self._backend = self.pretrained.backend_tokenizer
         self.special = {t.content: i for i, t in self._backend.get_added_tokens_decoder().items() if t.special}
         self.generation = read_json(folder / "generation_config.json")
@@ -46,7 +48,7 @@ class ChatTemplate:
 
     def render(self, messages: Messages, *, opening: bool = True, thinking: bool | None = None) -> str:
         """The text of the messages, with the opening of the assistant's turn if wished. Raises TemplateFault."""
-        choices = {} if thinking is None else {"enable_thinking": thinking}
+        choices = {} if thinking is None else {self.thinking_name: thinking}
         try:
             with _time_limit(TIME_LIMIT_S):
                 return self.pretrained.apply_chat_template(

@@ -19,13 +19,16 @@ def chat(
     folder: Annotated[Path, typer.Argument(help="Model or tokenizer folder with a chat template")],
     system: Annotated[str, typer.Option(help="Text of the system turn in the preview")] = "You answer in one line.",
     user: Annotated[str, typer.Option(help="Text of the user turn in the preview")] = "What is Faust?",
+    thinking_name: Annotated[
+        str, typer.Option(help="What the template calls the switch of thinking")
+    ] = "enable_thinking",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text")] = False,
 ) -> None:
     """Preview and check a chat template, with thinking left out, on and off; exit code 1 where it has a fault."""
     from tokenizer_tools.chat import check_chat
     from tokenizer_tools.chat_template import ChatTemplate
 
-    report = check_chat(ChatTemplate(folder), system, user)
+    report = check_chat(ChatTemplate(folder, thinking_name), system, user)
     if as_json:
         typer.echo(json.dumps(report.as_dict(), ensure_ascii=False, indent=2))
     else:

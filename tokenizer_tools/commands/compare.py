@@ -41,16 +41,22 @@ def _show(result: "Comparison") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("kind", "characters", title=f"A {result.names[0]}   B {result.names[1]}", box=None)
-    for column in ("tokens A", "tokens B", "B / A"):
-        table.add_column(column, justify="right")
-    for column in ("tokens a word", "characters a token", "byte tokens", "unknown"):
-        table.add_column(f"{column} A", justify="right")
-        table.add_column("B", justify="right")
+    console = Console()
+    for side, name in zip("AB", result.names):
+        console.print(f"{side} {name}", highlight=False, soft_wrap=True)
+    counts = Table("", "characters", "tokens A", "tokens B", "B / A", box=None)
+    rates = Table(
+        "", "tokens/word", "characters/token", "bytes/token", "byte tokens", "unknown", title="A and B", box=None
+    )
+    for table in (counts, rates):
+        for column in table.columns[1:]:
+            column.justify = "right"
+        table.columns[0].no_wrap, table.columns[0].max_width = True, 20
     for kind, (a, b) in result.counts.items():
-        rates = [(a.rates()[name], b.rates()[name]) for name in a.rates() if name != "bytes_per_token"]
-        numbers = [f"{value:.2f}" for pair in rates[:2] for value in pair]
-        shares = [f"{value:.2%}" for pair in rates[2:] for value in pair]
         ratio = f"{b.num_tokens / max(1, a.num_tokens):.3f}"
-        table.add_row(kind, f"{a.num_characters:,}", f"{a.num_tokens:,}", f"{b.num_tokens:,}", ratio, *numbers, *shares)
-    Console().print(table)
+        counts.add_row(kind, f"{a.num_characters:,}", f"{a.num_tokens:,}", f"{b.num_tokens:,}", ratio)
+        pairs = [(one, other) for one, other in zip(a.rates().values(), b.rates().values())]
+        numbers = [f"{one:.2f} {other:.2f}" for one, other in pairs[:3]]
+        rates.add_row(kind, *numbers, *(f"{one:.2%} {other:.2%}" for one, other in pairs[3:]))
+    console.print(counts)
+    console.print(rates)

@@ -132,7 +132,7 @@ def _raw_model(folder: Path, **settings) -> Path:
         ({"user_defined_symbols": ["[[YES]]"], "add_dummy_prefix": False, **PLAIN}, "removes extra blanks"),
         ({"model_type": "unigram", "user_defined_symbols": ["[[YES]]"], **LOSSLESS}, "weighs user-defined"),
         (
-            {"model_type": "unigram", "byte_fallback": True, "vocab_size": 400, "character_coverage": 0.95, **LOSSLESS},
+            {"model_type": "unigram", "byte_fallback": True, "vocab_size": 400, "character_coverage": 0.98, **LOSSLESS},
             "required characters",
         ),
         (

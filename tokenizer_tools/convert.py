@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sentencepiece import sentencepiece_model_pb2 as proto
 from tokenizers import Tokenizer, processors
 
 from tokenizer_tools.errors import ConversionError
@@ -72,7 +71,7 @@ def convert_sentencepiece(
     """As `sentencepiece_to_hf`. Raises ConversionError."""
     model = load_model(model_file)
     tokenizer = sentencepiece_tokenizer(model, model_file, inexact_normalisation=inexact_normalisation)
-    own: proto.TrainerSpec = model.trainer_spec
+    own = model.trainer_spec
     roles = {
         "unk_token": own.unk_piece,
         "eos_token": settings.eos_token or (own.eos_piece if own.eos_id >= 0 else None),

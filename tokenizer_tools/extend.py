@@ -94,7 +94,8 @@ def _add(tokenizer: Tokenizer, special: Sequence[str], plain: Sequence[str], fol
             )
     for token in tokens:
         tokenizer.add_tokens([AddedToken(token, special=token in special, normalized=False)])
-    return {token: tokenizer.token_to_id(token) for token in tokens}
+    entries = tokenizer.get_vocab(with_added_tokens=True)
+    return {token: entries[token] for token in tokens}
 
 
 def _tokenizer_files(

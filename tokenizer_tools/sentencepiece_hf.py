@@ -8,7 +8,6 @@ cut a text whose scores differ by less than float32 can hold may be told apart d
 
 from pathlib import Path
 
-from sentencepiece import sentencepiece_model_pb2 as proto
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 
 from tokenizer_tools.charsmap import precompiled, replacements
@@ -19,6 +18,9 @@ from tokenizer_tools.sentencepiece_model import (
     SPACE,
     UNKNOWN,
     USER_DEFINED,
+    ModelProto,
+    NormalizerSpec,
+    PieceProto,
     demand_convertible,
     model_kind,
 )
@@ -28,9 +30,7 @@ from tokenizer_tools.sentencepiece_model import (
 _NEVER_BEST = -1e6
 
 
-def sentencepiece_tokenizer(
-    model: proto.ModelProto, model_file: Path, *, inexact_normalisation: bool = False
-) -> Tokenizer:
+def sentencepiece_tokenizer(model: ModelProto, model_file: Path, *, inexact_normalisation: bool = False) -> Tokenizer:
     """The tokenizer of a model that has an equal, ids being positions of pieces. Raises ConversionError.
 
     `inexact_normalisation` takes rules that have no equal in the library's own reading (charsmap.py says what differs).
@@ -42,7 +42,7 @@ def sentencepiece_tokenizer(
         raise ConversionError(f"{model_file}: {error}") from None
 
 
-def fast_tokenizer(model: proto.ModelProto, *, inexact_normalisation: bool = False) -> Tokenizer:
+def fast_tokenizer(model: ModelProto, *, inexact_normalisation: bool = False) -> Tokenizer:
     """The tokenizer itself, of a model that `demand_convertible` passed."""
     tokenizer = Tokenizer(_bpe(model) if model_kind(model) == "bpe" else _unigram(model))
     dummy_prefix = model.normalizer_spec.add_dummy_prefix
@@ -54,7 +54,7 @@ def fast_tokenizer(model: proto.ModelProto, *, inexact_normalisation: bool = Fal
     return tokenizer
 
 
-def _normalisation(rules: proto.NormalizerSpec, inexact: bool) -> list[normalizers.Normalizer]:
+def _normalisation(rules: NormalizerSpec, inexact: bool) -> list[normalizers.Normalizer]:
     steps: list[normalizers.Normalizer] = []
     if rules.precompiled_charsmap and inexact:
         steps.append(precompiled(rules.precompiled_charsmap))
@@ -70,7 +70,7 @@ def _normalisation(rules: proto.NormalizerSpec, inexact: bool) -> list[normalize
     return [*steps, normalizers.Replace(" ", SPACE)]
 
 
-def _bpe(model: proto.ModelProto) -> models.BPE:
+def _bpe(model: ModelProto) -> models.BPE:
     return models.BPE(
         vocab={_surface(piece): index for index, piece in enumerate(model.pieces)},
         merges=recover_merges(model),
@@ -80,13 +80,13 @@ def _bpe(model: proto.ModelProto) -> models.BPE:
     )
 
 
-def _unigram(model: proto.ModelProto) -> models.Unigram:
+def _unigram(model: ModelProto) -> models.Unigram:
     scores = [(p.piece, p.score if p.type == NORMAL else _NEVER_BEST) for p in model.pieces]
     unknown = next(index for index, p in enumerate(model.pieces) if p.type == UNKNOWN)
     return models.Unigram(scores, unknown, model.trainer_spec.byte_fallback)
 
 
-def _add_found_first(tokenizer: Tokenizer, model: proto.ModelProto) -> None:
+def _add_found_first(tokenizer: Tokenizer, model: ModelProto) -> None:
     """Control and user-defined pieces are cut out of the text before the model sees it."""
     plain = [p for p in model.pieces if p.type == USER_DEFINED]
     special = [p for p in model.pieces if p.type in (UNKNOWN, CONTROL)]
@@ -94,12 +94,12 @@ def _add_found_first(tokenizer: Tokenizer, model: proto.ModelProto) -> None:
     tokenizer.add_tokens([AddedToken(_surface(p), special=False, normalized=False) for p in plain])
 
 
-def _surface(piece: proto.ModelProto.SentencePiece) -> str:
+def _surface(piece: PieceProto) -> str:
     """A user-defined piece is compared with raw text, where a blank is a blank."""
     return piece.piece.replace(SPACE, " ") if piece.type == USER_DEFINED else piece.piece
 
 
-def recover_merges(model: proto.ModelProto) -> list[tuple[str, str]]:
+def recover_merges(model: ModelProto) -> list[tuple[str, str]]:
     """Every way to cut a piece into two pieces, best scored union first."""
     rank = {p.piece: (-p.score, index) for index, p in enumerate(model.pieces) if p.type == NORMAL}
     pairs: list[tuple[tuple[float, int], str, str]] = []

@@ -2,17 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
-from sentencepiece import sentencepiece_model_pb2 as proto
+from sentencepiece import sentencepiece_model_pb2
 
 from tokenizer_tools.errors import ConversionError
 from tokenizer_tools.sentencepiece_ties import disagreement
+
+proto: Any = sentencepiece_model_pb2
+# protobuf makes these classes when the module is loaded, where no type checker sees them
+ModelProto: TypeAlias = Any
+PieceProto: TypeAlias = Any
+NormalizerSpec: TypeAlias = Any
 
 SPACE = "\u2581"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 
-def load_model(model_file: Path) -> proto.ModelProto:
+def load_model(model_file: Path) -> ModelProto:
     """The parsed model file. Raises ConversionError."""
     model = proto.ModelProto()
     try:
@@ -26,17 +33,17 @@ def load_model(model_file: Path) -> proto.ModelProto:
     return model
 
 
-def model_kind(model: proto.ModelProto) -> str:
+def model_kind(model: ModelProto) -> str:
     """ "bpe", "unigram", "word" or "char"."""
     return proto.TrainerSpec.ModelType.Name(model.trainer_spec.model_type).lower()
 
 
-def special_pieces(model: proto.ModelProto) -> Sequence[str]:
+def special_pieces(model: ModelProto) -> Sequence[str]:
     """The control pieces and the unknown piece, in order of id."""
     return [p.piece for p in model.pieces if p.type in (UNKNOWN, CONTROL)]
 
 
-def demand_convertible(model: proto.ModelProto, model_file: Path) -> None:
+def demand_convertible(model: ModelProto, model_file: Path) -> None:
     """Refuse what has no equal, whatever the normalisation. Raises ConversionError with the reason."""
     kind, rules = model_kind(model), model.normalizer_spec
     if kind not in ("bpe", "unigram"):
@@ -59,7 +66,7 @@ def demand_convertible(model: proto.ModelProto, model_file: Path) -> None:
         _demand_reachable(model, model_file, has_symbols)
 
 
-def _demand_ranked(model: proto.ModelProto, model_file: Path) -> None:
+def _demand_ranked(model: ModelProto, model_file: Path) -> None:
     """A fast tokenizer joins pieces only, one rank after the other."""
     pieces = {p.piece for p in model.pieces}
     joined = [p for p in model.pieces if p.type == NORMAL and len(p.piece) > 1]
@@ -71,7 +78,7 @@ def _demand_ranked(model: proto.ModelProto, model_file: Path) -> None:
         raise ConversionError(f"{model_file}: {fault}")
 
 
-def _demand_reachable(model: proto.ModelProto, model_file: Path, has_symbols: bool) -> None:
+def _demand_reachable(model: ModelProto, model_file: Path, has_symbols: bool) -> None:
     """The search of a fast tokenizer goes over all entries, bytes and control pieces too; they must never be best."""
     if has_symbols:
         raise ConversionError(

@@ -7,14 +7,16 @@ a run of it is joined within itself only, and both ways can be played through fo
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-
-from sentencepiece import sentencepiece_model_pb2 as proto
+from typing import Any
 
 _LENGTHS = 4  # times the longest piece; beyond it the longest piece only repeats
 
 
-def disagreement(joined: Sequence[proto.ModelProto.SentencePiece]) -> str | None:
-    """What the two would do differently with pieces of equal score, None where nothing; `joined` in order of id."""
+def disagreement(joined: Sequence[Any]) -> str | None:
+    """What the two would do differently with pieces of equal score, None where nothing.
+
+    `joined` are the SentencePiece messages in order of id.
+    """
     groups: dict[float, list[str]] = defaultdict(list)
     for piece in joined:
         groups[piece.score].append(piece.piece)

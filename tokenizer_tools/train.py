@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -38,7 +39,7 @@ def train_sentencepiece(
         raise TrainingError(f"kind {kind!r} is unknown; known are {', '.join(KINDS)}")
     model = io.BytesIO()
     lines = (line for text in texts for line in text.split("\n") if line.strip())
-    own = {} if kind == "bpe" else {"required_chars": _OF_BYTE_PIECES}
+    own: dict[str, Any] = {} if kind == "bpe" else {"required_chars": _OF_BYTE_PIECES}
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=lines,

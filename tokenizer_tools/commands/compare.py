@@ -45,9 +45,7 @@ def _show(result: "Comparison") -> None:
     for side, name in zip("AB", result.names):
         console.print(f"{side} {name}", highlight=False, soft_wrap=True)
     counts = Table("", "characters", "tokens A", "tokens B", "B / A", box=None)
-    rates = Table(
-        "", "tokens/word", "characters/token", "bytes/token", "byte tokens", "unknown", title="A and B", box=None
-    )
+    rates = Table("", "tokens/word", "chars/token", "bytes/token", "byte tokens", "unknown", title="A and B", box=None)
     for table in (counts, rates):
         for column in table.columns[1:]:
             column.justify = "right"

@@ -33,23 +33,18 @@ def test_the_block_bites():
 
 def test_a_model_is_converted_inspected_and_padded_without_them(tmp_path):
     base = PACKAGE.parent / "examples" / "quickstart" / "base_model"
-    call = "from tokenizer_tools.main import app; app({}, standalone_mode=True)"
-    _run(call.format([str(part) for part in ("convert", base / "tokenizer.model", tmp_path / "hf")]))
-    assert "1,280" in _run(call.format(["inspect", str(tmp_path / "hf")])).stdout
-    padded = [
-        "pad-vocab",
-        str(base),
-        "--out",
-        str(tmp_path / "padded"),
-        "--multiple-of",
-        "128",
-        "--tensor-parallel",
-        "4",
-    ]
-    assert "1,280 -> 1,536 rows" in _run(call.format(padded)).stdout
-    extended = ["extend", str(base), "--out", str(tmp_path / "more"), "--token", "<|x|>", "--resize"]
-    assert "1,280 -> 1,281 rows" in _run(call.format(extended)).stdout
-    assert "generation begins here" in _run(call.format(["chat", str(base)])).stdout
+    calls = (
+        ("convert", base / "tokenizer.model", tmp_path / "hf"),
+        ("inspect", tmp_path / "hf"),
+        ("pad-vocab", base, "--out", tmp_path / "padded", "--multiple-of", 128, "--tensor-parallel", 4),
+        ("extend", base, "--out", tmp_path / "more", "--token", "<|x|>", "--resize"),
+        ("chat", base),
+    )
+    code = "from tokenizer_tools.main import app\n"
+    code += "".join(f"app({[str(part) for part in call]}, standalone_mode=False)\n" for call in calls)
+    said = _run("\n" + code).stdout
+    for wanted in ("ids up to 1,279", "1,280 -> 1,536 rows", "1,280 -> 1,281 rows", "generation begins here"):
+        assert wanted in said
 
 
 def test_a_store_names_what_it_needs(tmp_path):

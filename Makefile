@@ -27,7 +27,7 @@ $(VENV)/installed: setup.py
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[dev,learn]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[dev]'
 	touch $@
 
 $(DEMO)/store.h5: $(VENV)/installed examples/quickstart/make_questions.py
@@ -46,15 +46,11 @@ $(DEMO_MOE)/base_model/model.safetensors: $(VENV)/installed examples/quickstart_
 demo-moe: $(VENV)/installed $(DEMO)/questions.jsonl $(DEMO_MOE)/base_model/model.safetensors
 	$(BIN)/megatron-spell train examples/quickstart_moe/run.yaml --set run_folder=$(DEMO_MOE)-$(shell date +%Y%m%d-%H%M%S)
 
-$(VENV)/installed-learn: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[learn]'
-	touch $@
-
 $(LEARN)/training_questions.jsonl: $(DEMO)/store.h5 examples/learning/training_questions.py
 	$(BIN)/python examples/learning/training_questions.py $(DEMO)/store.h5 --out $@
 
 # Given again it goes on from where it was. LEARN_ARGS="--variants full" and the like, see examples/learning.
-learn: $(VENV)/installed-learn $(DEMO)/questions.jsonl $(LEARN)/training_questions.jsonl
+learn: $(VENV)/installed $(DEMO)/questions.jsonl $(LEARN)/training_questions.jsonl
 	$(BIN)/python examples/learning/learn.py --out $(LEARN) $(LEARN_ARGS)
 
 # The pure rooms are the ones that need no process and no engine to be tested.

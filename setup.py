@@ -11,9 +11,12 @@ CORE = [
     "typer>=0.15,<1",  # command line
     "rich>=13,<16",  # tables and progress
     "h5py>=3.11,<4",  # token store
-    "matplotlib>=3.9,<4",  # plots of `data stats`
+    "pyarrow>=26,<27",  # Parquet files of documents and benchmarks, Arrow files of saved datasets
+    "matplotlib>=3.9,<4",  # plots of stores, corpora, tokenizers and learning
     "safetensors>=0.5,<1",  # checkpoints without pickle
     "sentencepiece>=0.2,<0.3",  # tokenizer_tools
+    "tokenizers>=0.23,<0.24",  # tokenizer_tools writes tokenizer.json with it; transformers brings it
+    "protobuf>=5.29",  # tokenizer_tools reads sentencepiece's model files with it; vLLM brings it
     "scikit-learn>=1.5,<2",  # grouping documents into sets
     "threadpoolctl>=3,<4",  # comes with scikit-learn; holds its results apart from the number of cores
     "pyyaml>=6,<7",  # fragments of templates
@@ -42,18 +45,14 @@ GPU = [
 
 RAY = ["ray==2.55.1"]  # actors that hold the engines; one version on all nodes of a cluster
 
-LEARN = ["matplotlib>=3.9,<4"]  # plots of examples/learning
-
 # Readers and filters of `data build`; the quickstart needs none of them. None is a need of vLLM's, and installing them
 # moves no version that vLLM pins.
 DATA = [
     "datasketch>=2.0,<3",  # MinHash: 2.0 brought the 32-bit permutations that signatures are made of
-    "pyarrow>=26,<27",  # Parquet, and the Arrow files of saved datasets
     "pypdf>=7,<8",  # text of PDF files
     "trafilatura>=2.3,<3",  # main text of HTML pages
     "lxml-html-clean>=0.4,<1",  # trafilatura's jusText asks for it as an extra that lxml 6 spells otherwise
     "sentence-transformers>=6.2,<7",  # --embedding-model; reads how a model pools its states
-    "matplotlib>=3.9,<4",  # plot of lengths in the report
 ]
 
 DEV = [
@@ -82,7 +81,7 @@ setup(
         "megatron_spell.evaluation": ["paper.yaml"],
     },
     install_requires=CORE,
-    extras_require={"cpu": CPU, "gpu": GPU, "ray": RAY, "data": DATA, "learn": LEARN, "dev": DEV},
+    extras_require={"cpu": CPU, "gpu": GPU, "ray": RAY, "data": DATA, "dev": DEV},
     entry_points={
         "console_scripts": [
             "megatron-spell=megatron_spell.cli.main:main",

@@ -1,1 +1,1 @@
-"""Train a sentencepiece BPE model and turn one into a Hugging Face fast tokenizer with the same ids."""
+"""Train, convert, inspect, compare, extend and pad tokenizers, and check chat templates; needs no megatron_spell."""

@@ -1,22 +1,48 @@
-"""Turn a sentencepiece BPE model into a Hugging Face fast tokenizer that gives the same ids.
-
-Merges are recovered from the scores: sentencepiece joins, again and again, the neighbouring pair whose union is the
-best scored piece (leftmost first), which is byte-pair encoding with a merge for every way to cut a piece in two.
-"""
+"""Write the Hugging Face form of a vocabulary: tokenizer.json and tokenizer_config.json with the same ids."""
 
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from sentencepiece import sentencepiece_model_pb2 as proto
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers import Tokenizer, processors
 
-SPACE = "\u2581"
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
+from tokenizer_tools.errors import ConversionError
+from tokenizer_tools.patterns import SPECIAL_SETS, SpecialToken
+from tokenizer_tools.sentencepiece_hf import fast_tokenizer, sentencepiece_tokenizer
+from tokenizer_tools.sentencepiece_model import load_model
+from tokenizer_tools.tiktoken_ranks import fast_tokenizer as tiktoken_tokenizer
+from tokenizer_tools.tiktoken_ranks import read_ranks
+
+__all__ = ["ConversionError", "FolderSettings", "fast_tokenizer", "load_model", "sentencepiece_to_hf", "tiktoken_to_hf"]
+_RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
+_ROLES = ("unk_token", "eos_token", "bos_token", "pad_token")
 
 
-class ConversionError(ValueError):
-    """The model file holds something that has no equal in a Hugging Face fast tokenizer; the message names it."""
+@dataclass(frozen=True, slots=True)
+class FolderSettings:
+    """What stands in tokenizer_config.json beside the vocabulary; `max_length` (tokens) is only stated.
+
+    `add_bos` and `add_eos` put the tokens around a text that is encoded with special tokens.
+    """
+
+    chat_template: str | None = None
+    eos_token: str | None = None
+    bos_token: str | None = None
+    pad_token: str | None = None
+    max_length: int = 4096
+    add_bos: bool = False
+    add_eos: bool = False
+
+
+def is_tiktoken_file(path: Path) -> bool:
+    """Whether the file begins with a base64 token and its rank."""
+    try:
+        with path.open("rb") as file:
+            return _RANK_LINE.fullmatch(file.readline(4096)) is not None
+    except OSError:
+        return False
 
 
 def sentencepiece_to_hf(
@@ -33,111 +59,91 @@ def sentencepiece_to_hf(
 
     Control pieces and the unknown piece become special tokens, user-defined pieces plain added tokens (both are found
     in text before anything else). eos, bos and pad default to the model's own. `max_length` is only stated.
-    Raises ConversionError for a missing file, another algorithm than BPE, or a normalisation other than identity.
+    Raises ConversionError for a missing file and for what has no equal in a fast tokenizer.
     """
+    settings = FolderSettings(chat_template, eos_token, bos_token, pad_token, max_length)
+    return convert_sentencepiece(model_file, out_folder, settings)
+
+
+def convert_sentencepiece(
+    model_file: Path, out_folder: Path, settings: FolderSettings, *, inexact_normalisation: bool = False
+) -> Path:
+    """As `sentencepiece_to_hf`. Raises ConversionError."""
     model = load_model(model_file)
-    _check_supported(model, model_file)
+    tokenizer = sentencepiece_tokenizer(model, model_file, inexact_normalisation=inexact_normalisation)
     own = model.trainer_spec
-    special = {
+    roles = {
         "unk_token": own.unk_piece,
-        "eos_token": eos_token or (own.eos_piece if own.eos_id >= 0 else None),
-        "bos_token": bos_token or (own.bos_piece if own.bos_id >= 0 else None),
-        "pad_token": pad_token or (own.pad_piece if own.pad_id >= 0 else None),
+        "eos_token": settings.eos_token or (own.eos_piece if own.eos_id >= 0 else None),
+        "bos_token": settings.bos_token or (own.bos_piece if own.bos_id >= 0 else None),
+        "pad_token": settings.pad_token or (own.pad_piece if own.pad_id >= 0 else None),
     }
     pieces = {piece.piece for piece in model.pieces}
-    for name, token in special.items():
+    for name, token in roles.items():
         if token is not None and token not in pieces:
             raise ConversionError(f"{name} {token!r} is not a piece of {model_file}")
+    return _write_folder(out_folder, tokenizer, roles, settings)
+
+
+def tiktoken_to_hf(
+    rank_file: Path,
+    out_folder: Path,
+    pattern: str,
+    special: Sequence[SpecialToken] | None = None,
+    settings: FolderSettings | None = None,
+    *,
+    nfc: bool | None = None,
+) -> Path:
+    """Write the fast tokenizer of a tiktoken file; return the folder. Raises ConversionError.
+
+    `pattern` is a name of PATTERNS or a regular expression. `special` defaults to the pattern's own set, `nfc` (Unicode
+    normalisation before anything else) to what models of that name do: Qwen's normalise, the others do not. eos and pad
+    default to <|endoftext|> where there is one.
+    """
+    special = SPECIAL_SETS.get(pattern, ()) if special is None else special
+    settings = settings or FolderSettings()
+    tokenizer = tiktoken_tokenizer(
+        read_ranks(rank_file), pattern, special, nfc=pattern == "qwen" if nfc is None else nfc
+    )
+    default = next((token.text for token in special if token.text == "<|endoftext|>"), None)
+    roles = {
+        "unk_token": None,
+        "eos_token": settings.eos_token or default,
+        "bos_token": settings.bos_token,
+        "pad_token": settings.pad_token or default,
+    }
+    for name, token in roles.items():
+        if token is not None and all(token != other.text for other in special):
+            raise ConversionError(f"{name} {token!r} is not a special token; give it with --special")
+    return _write_folder(out_folder, tokenizer, roles, settings)
+
+
+def _write_folder(
+    out_folder: Path, tokenizer: Tokenizer, roles: dict[str, str | None], settings: FolderSettings
+) -> Path:
+    _surround(tokenizer, roles, settings)
     out_folder.mkdir(parents=True, exist_ok=True)
-    fast_tokenizer(model).save(str(out_folder / "tokenizer.json"))
-    settings = {name: token for name, token in special.items() if token is not None}
-    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length}
-    settings |= {"clean_up_tokenization_spaces": False}
-    if chat_template is not None:
-        settings["chat_template"] = chat_template
-    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    tokenizer.save(str(out_folder / "tokenizer.json"))
+    stated: dict[str, object] = {name: roles[name] for name in _ROLES if roles[name] is not None}
+    stated |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": settings.max_length}
+    stated |= {"clean_up_tokenization_spaces": False}
+    if settings.chat_template is not None:
+        stated["chat_template"] = settings.chat_template
+    text = json.dumps(stated, indent=2, ensure_ascii=False) + "\n"
     (out_folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
     return out_folder
 
 
-def load_model(model_file: Path) -> proto.ModelProto:
-    """The parsed model file. Raises ConversionError."""
-    model = proto.ModelProto()
-    try:
-        model.ParseFromString(model_file.read_bytes())
-    except FileNotFoundError:
-        raise ConversionError(f"{model_file} does not exist") from None
-    except Exception as error:  # protobuf's DecodeError has no stable home
-        raise ConversionError(f"{model_file} is not a sentencepiece model: {error}") from None
-    if not model.pieces:
-        raise ConversionError(f"{model_file} is not a sentencepiece model: it holds no pieces")
-    return model
-
-
-def _check_supported(model: proto.ModelProto, model_file: Path) -> None:
-    kind = proto.TrainerSpec.ModelType.Name(model.trainer_spec.model_type)
-    if kind != "BPE":
-        raise ConversionError(f"{model_file} is a {kind.lower()} model; only bpe models can be converted")
-    rules = model.normalizer_spec
-    if rules.precompiled_charsmap:
-        raise ConversionError(f"{model_file} normalises text ({rules.name}); only identity can be converted")
-    if rules.remove_extra_whitespaces:
-        raise ConversionError(f"{model_file} removes extra blanks; only models that keep them can be converted")
-    if not rules.escape_whitespaces or model.trainer_spec.treat_whitespace_as_suffix:
-        raise ConversionError(f"{model_file} does not mark blanks before words; such models cannot be converted")
-    if rules.add_dummy_prefix and any(piece.type == _USER_DEFINED for piece in model.pieces):
-        # a fast tokenizer would put the blank before the text after every such piece, sentencepiece only at the start
-        raise ConversionError(f"{model_file} has user-defined pieces and a dummy prefix; train with one of them only")
-
-
-def fast_tokenizer(model: proto.ModelProto) -> Tokenizer:
-    """The tokenizer itself, with ids equal to the position of the piece in the model."""
-    vocabulary = {_surface(piece): index for index, piece in enumerate(model.pieces)}
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab=vocabulary,
-            merges=recover_merges(model),
-            unk_token=model.trainer_spec.unk_piece,
-            fuse_unk=True,
-            byte_fallback=model.trainer_spec.byte_fallback,
+def _surround(tokenizer: Tokenizer, roles: dict[str, str | None], settings: FolderSettings) -> None:
+    before = roles["bos_token"] if settings.add_bos else None
+    after = roles["eos_token"] if settings.add_eos else None
+    if (settings.add_bos and before is None) or (settings.add_eos and after is None):
+        raise ConversionError("--add-bos and --add-eos need such a token; name one with --bos or --eos")
+    around = [token for token in (before, after) if token is not None]
+    if around:
+        one = [part for part in (before, "$A", after) if part is not None]
+        two = [part for part in (before, "$B", after) if part is not None]
+        ids = [(token, tokenizer.token_to_id(token)) for token in dict.fromkeys(around)]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=" ".join(one), pair=" ".join([*one, *(f"{part}:1" for part in two)]), special_tokens=ids
         )
-    )
-    dummy_prefix = model.normalizer_spec.add_dummy_prefix
-    blanks = normalizers.Replace(" ", SPACE)
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), blanks]) if dummy_prefix else blanks
-    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if dummy_prefix else steps)
-    _add_found_first(tokenizer, model)
-    return tokenizer
-
-
-def _add_found_first(tokenizer: Tokenizer, model: proto.ModelProto) -> None:
-    """Control and user-defined pieces are cut out of the text before the merges see it."""
-    plain = [p for p in model.pieces if p.type == _USER_DEFINED]
-    special = [p for p in model.pieces if p.type in (_UNKNOWN, _CONTROL)]
-    tokenizer.add_special_tokens([AddedToken(_surface(p), special=True, normalized=False) for p in special])
-    tokenizer.add_tokens([AddedToken(_surface(p), special=False, normalized=False) for p in plain])
-
-
-def _surface(piece: proto.ModelProto.SentencePiece) -> str:
-    """A user-defined piece is compared with raw text, where a blank is a blank."""
-    return piece.piece.replace(SPACE, " ") if piece.type == _USER_DEFINED else piece.piece
-
-
-def recover_merges(model: proto.ModelProto) -> list[tuple[str, str]]:
-    """Every way to cut a piece into two pieces, best scored union first."""
-    rank = {p.piece: (-p.score, index) for index, p in enumerate(model.pieces) if p.type == _NORMAL}
-    pairs: list[tuple[tuple[float, int], str, str]] = []
-    for piece, place in rank.items():
-        for cut in range(1, len(piece)):
-            left, right = piece[:cut], piece[cut:]
-            if left in rank and right in rank:
-                pairs.append((place, left, right))
-    # among cuts of one piece the order is free; the longest left part first keeps files stable
-    pairs.sort(key=lambda pair: (pair[0], -len(pair[1])))
-    return [(left, right) for _, left, right in pairs]
-
-
-def special_pieces(model: proto.ModelProto) -> Sequence[str]:
-    """The control pieces and the unknown piece, in order of id."""
-    return [p.piece for p in model.pieces if p.type in (_UNKNOWN, _CONTROL)]

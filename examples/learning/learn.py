@@ -11,7 +11,6 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import report
@@ -32,9 +31,6 @@ FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
 def main() -> None:
     options = _options()
-    if find_spec("matplotlib") is None:  # told now, not when all runs are done
-        print("learn: matplotlib is not installed; pip install --editable '.[learn]'", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
     try:
         whole = load_experiment(options.plan).only([], options.seeds)
         asked = whole.only(options.variants, [])

@@ -4,8 +4,6 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra learn)")
-
 SEEDS = (0, 1, 2)
 
 

@@ -5,8 +5,6 @@ import sys
 
 import pytest
 
-pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra learn)")
-
 from tests.unit.learning.folders import ROOT, evaluation, write_run
 
 BEFORE, BETTER = [4, 4, 0, 8], [6, 6, 4, 8]

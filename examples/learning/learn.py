@@ -3,7 +3,7 @@
     python examples/learning/learn.py
 
 Finished runs are skipped and begun ones gone on from, so an interrupted command is simply given again. Exit code 0:
-every run is there, and each seed of the base variant learned what variants.yaml requires; 1: not so, told in a line
+every run is there, and each seed of the variant that must learn did so; 1: not so, told in a line
 each; 2: the settings cannot work. Run it from the repository's root.
 """
 
@@ -109,22 +109,22 @@ def publish(
 def draw(experiment: Experiment, results: Sequence[RunResult], folder: Path) -> None:
     import curves
 
-    base = [result for result in results if result.variant == experiment.base]
-    if base:
-        curves.learning_figure(folder / "learning.svg", base)
+    shown = [result for result in results if result.variant == experiment.required.variant]
+    if shown:
+        curves.learning_figure(folder / "learning.svg", shown)
     if len({result.variant for result in results}) > 1:
         curves.ablation_figure(folder / "ablations.svg", experiment, results)
 
 
 def fill(experiment: Experiment, results: Sequence[RunResult], page: Path) -> None:
     """Bring tables and plots into `page`; the plots lie in a folder of its name beside it."""
-    base = report.by_variant(results).get(experiment.base, ())
+    learner = report.by_variant(results).get(experiment.required.variant, ())
     folder = page.with_suffix("")
     draw(experiment, results, folder)
     plots = {name: folder / f"{name}.svg" for name in ("learning", "ablations")}
     shown = {n: f"![{n}]({folder.name}/{p.name})\n\n" if p.is_file() else "" for n, p in plots.items()}
     parts = {
-        "learning": shown["learning"] + report.learning_table(base),
+        "learning": shown["learning"] + report.learning_table(learner),
         "ablations": shown["ablations"] + report.ablation_table(experiment, results),
     }
     report.fill(page, parts)

@@ -32,8 +32,9 @@ class Variant(_Part):
 
 
 class Required(_Part):
-    """Of every run of the base variant. Shares, not points."""
+    """Of every run of one variant, whose runs are the ones shown in full. Shares, not points."""
 
+    variant: str
     gain: float  # accuracy after less before, at least
     pass_at_all_change: float  # at least
     minutes: float  # at most
@@ -66,8 +67,9 @@ def load_experiment(path: Path) -> Experiment:
     except ValidationError as error:
         fault = error.errors()[0]
         raise PlanError(f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
-    if experiment.base not in experiment.variants:
-        raise PlanError(f"{path}: base = {experiment.base}: is not one of {', '.join(experiment.variants)}")
+    for field, name in (("base", experiment.base), ("required.variant", experiment.required.variant)):
+        if name not in experiment.variants:
+            raise PlanError(f"{path}: {field} = {name}: is not one of {', '.join(experiment.variants)}")
     return experiment
 
 

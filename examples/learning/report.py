@@ -1,4 +1,4 @@
-"""Tables of what the runs came to, in Markdown, and whether the base variant learned what is required."""
+"""Tables of what the runs came to, in Markdown, and whether the variant that must learn did."""
 
 import re
 from collections import Counter, defaultdict
@@ -21,18 +21,18 @@ def by_variant(results: Sequence[RunResult]) -> Results:
 
 
 def shortfalls(experiment: Experiment, results: Sequence[RunResult]) -> list[str]:
-    """One line for each seed of the base variant that is missing or does not come up to `required`.
+    """One line for each seed of the variant that must learn, if it is missing or does not come up to `required`.
 
-    None when the base is not among the experiment's variants.
+    None when that is not among the experiment's variants.
     """
-    if experiment.base not in experiment.variants:
-        return []
     required = experiment.required
-    of_base = {result.seed: result for result in results if result.variant == experiment.base}
+    if required.variant not in experiment.variants:
+        return []
+    of_variant = {result.seed: result for result in results if result.variant == required.variant}
     lines = []
     for seed in experiment.seeds:
-        name = f"{experiment.base}, seed {seed}"
-        result = of_base.get(seed)
+        name = f"{required.variant}, seed {seed}"
+        result = of_variant.get(seed)
         if result is None:
             lines.append(f"{name}: no result")
             continue
@@ -186,10 +186,11 @@ def page(experiment: Experiment, results: Sequence[RunResult], failures: Sequenc
     short = shortfalls(experiment, results)
     required = experiment.required
     verdict = (
-        f"Every seed of {experiment.base} gained {points(required.gain)} points or more within {required.minutes:g}"
+        f"Every seed of {required.variant} gained {points(required.gain)} points or more within {required.minutes:g}"
         f" minutes, and pass@k changed by {points(required.pass_at_all_change)} points or more."
     )
-    lines = ["# Learning", "", "## The base run", "", learning_table(by_variant(results).get(experiment.base, ())), ""]
+    lines = ["# Learning", "", f"## {required.variant}", ""]
+    lines += [learning_table(by_variant(results).get(required.variant, ())), ""]
     lines += [*(f"- {line}" for line in short)] if short else [verdict]
     lines += ["", "## Ablations", "", ablation_table(experiment, results)]
     if failures:

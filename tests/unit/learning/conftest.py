@@ -25,7 +25,7 @@ def experiment():
             "base": FULL,
             "seeds": [0, 1, 2],
             "limit_minutes": 1,
-            "required": {"gain": 0.1, "pass_at_all_change": 0.0, "minutes": 30},
+            "required": {"variant": "full", "gain": 0.1, "pass_at_all_change": 0.0, "minutes": 30},
             "paper": "Table 0",
             "variants": {
                 FULL: {"title": "all of it"},

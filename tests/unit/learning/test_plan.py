@@ -7,6 +7,7 @@ import pytest
 import yaml
 from plan import PlanError, differences, load_experiment, planned_runs
 
+from megatron_spell.config.load import load_config
 from megatron_spell.types.play import Role
 
 LEARNING = Path(__file__).parents[3] / "examples/learning"
@@ -25,8 +26,10 @@ def test_every_committed_variant_is_a_legal_run(in_root, tmp_path):
     experiment = committed()
     assert experiment.base == "full" and len(experiment.seeds) == 3
     configs = {run.variant: run.config() for run in planned_runs(experiment, tmp_path)}
-    assert len(configs) == 8
+    assert len(configs) == 9
     full = configs["full"]
+    whole = load_config(LEARNING.parent / "quickstart/run.yaml")
+    assert configs["quickstart"].steps == whole.steps > full.steps
     assert full.policy.mesh.mesh().world_size == 1 and full.rollout.engines == 1 and full.policy.threads_per_rank == 1
     assert set(full.algo.train_roles) == set(Role) and full.play.questions is None
     for name, config in configs.items():
@@ -41,6 +44,7 @@ def test_each_variant_differs_from_the_base_in_what_it_is_about(in_root, tmp_pat
     changed = {name: set(differences(base, run.config().model_dump(mode="json"))) for name, run in runs.items()}
     assert changed == {
         "full": set(),
+        "quickstart": {"steps"},
         "frozen_questioner": {"algo.train_roles"},
         "no_memory": {"curriculum.memory_size"},
         "no_verifier": {"algo.train_roles", "play.votes_per_answer"},
@@ -78,6 +82,10 @@ def test_some_variants_and_other_seeds(experiment):
     ("change", "fault"),
     [
         ({"base": "fool"}, "base = fool: is not one of "),
+        (
+            {"required": {"variant": "fool", "gain": 0, "pass_at_all_change": 0, "minutes": 1}},
+            "required.variant = fool: is not one of ",
+        ),
         ({"seeds": []}, "seeds: "),
         ({"limit_minutes": 0}, "limit_minutes: "),
         ({"sedes": [1]}, "sedes: Extra inputs"),

@@ -2,12 +2,12 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
+
+from megatron_spell.data.corpus.pool import each_part
 
 _COMPONENTS = 64  # of the TF-IDF vectors
 _MAX_TERMS = 50_000
@@ -104,9 +104,9 @@ class Packing:
         parts = list(self._upper_parts(members))
         if len(parts) == 1:
             return self.fill(members)
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            found = pool.map(_fill_branch, (self._branch(part) for part in parts))
-            return [part[bin_].tolist() for part, bins in zip(parts, found, strict=True) for bin_ in bins]
+        branches = [self._branch(part) for part in parts]
+        found = each_part(_fill_branch, branches, workers, lambda branch: f"a group of {len(branch.weights)} texts")
+        return [part[bin_].tolist() for part, bins in zip(parts, found, strict=True) for bin_ in bins]
 
     def _upper_parts(self, members: np.ndarray) -> Iterator[np.ndarray]:
         """Branches in the order in which `fill` comes to them: the last part is taken up first."""

@@ -103,7 +103,7 @@ def bands(threshold: float) -> tuple[int, int]:
 
 
 def _shared_buckets(signatures: Sequence[np.ndarray], num_bands: int, num_rows: int) -> list[tuple[int, list[int]]]:
-    """(place, its buckets) of every unit that shares one, ascending. One band is in memory at a time: 32 bytes a unit.
+    """(place, its buckets) of every unit that shares one, ascending. One band is in memory at a time: 40 bytes a unit.
 
     datasketch's own index holds every band of every unit as Python objects, 3 KB a unit.
     """

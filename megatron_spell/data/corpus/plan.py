@@ -17,7 +17,7 @@ from megatron_spell.data.corpus.pool import each_part
 from megatron_spell.data.corpus.portions import find_portions, read_portion
 from megatron_spell.data.corpus.settings import CorpusSettings
 from megatron_spell.data.corpus.units import Units, grouped_units, load_units, renamed_documents
-from megatron_spell.data.corpus.vectors import ClusterVectors, Embedder
+from megatron_spell.data.corpus.vectors import ClusterVectors, Embedder, Steps
 from megatron_spell.data.corpus.work import (
     WorkFolder,
     fingerprint,
@@ -32,7 +32,6 @@ from megatron_spell.data.readers.source import printable
 from megatron_spell.data.settings import BuildSettings
 
 Job = TypeVar("Job")
-Steps = Callable[[str, int], Callable[[int], None]]  # (step's name, parts) -> what is told how many are done
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +184,7 @@ class CorpusPlanner:
     ) -> None:
         """Mark near duplicates in all three arrays."""
         jobs = []
-        for number, part in enumerate(parts):
-            mine = verdicts[units.parts == number]
+        for part, mine in zip(parts, units.by_part(verdicts), strict=True):
             rows = part.file(f".kept-{fingerprint(mine.tobytes().hex())}.npz")
             if not rows.exists():
                 write_arrays(rows, verdicts=mine)
@@ -222,10 +220,10 @@ class CorpusPlanner:
         grouped = grouped_units(units, kept)
         demand_half_a_set(grouped, self.settings)
         first = {name: places[0] for side in (grouped.plain, grouped.standing) for name, places in side.items()}
-        tell = self.steps("group", 1)
         vectors = ClusterVectors(
-            units, self.work.path, key, self.settings.seed, self.workers, self.embedder, lambda done, total: None
+            units, self.work.path, key, self.settings.seed, self.workers, self.embedder, self.steps
         )
+        tell = self.steps("group", 1)
         sides = sides_of(grouped, self.settings, lambda name: (int(orders[first[name]]), name))
         found = arrange(grouped, sides, vectors, self.settings, self.workers)
         tell(1)

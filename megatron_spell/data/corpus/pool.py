@@ -1,10 +1,14 @@
 """The same work on many parts, over processes; results do not depend on how many."""
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures import TimeoutError as Late
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait as wait_for_end
 from typing import TypeVar
 
 from megatron_spell.data.errors import BuildError
@@ -30,7 +34,7 @@ def each_part(
         yield from map(work, parts)
         return
     # A fresh interpreter in every process: a fork would take along the threads' locks of loaded libraries.
-    pool = ProcessPoolExecutor(min(workers, len(parts)), mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(min(workers, len(parts)), mp_context=get_context("spawn"), initializer=follow_parent)
     futures: list[Future] = []
     try:
         futures.extend(pool.submit(work, part) for part in parts)
@@ -40,6 +44,19 @@ def each_part(
         _end(pool, futures)
         raise
     pool.shutdown()
+
+
+def follow_parent() -> None:
+    """End this process with the one that started it, however that ends; an interrupt is the parent's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait_for_end([sentinel])
+    os._exit(1)
 
 
 def _result(future: Future, name: str, timeout_s: float) -> Result:

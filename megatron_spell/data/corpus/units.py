@@ -19,9 +19,9 @@ _OPEN_FILES = 128
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """Columns of all units, by place: their order in the sources. `parts` has each unit's part by number."""
+    """Columns of all units, by place: their order in the sources. `parts` has each unit's part by number, ascending."""
 
-    part_list: Sequence[Part]
+    files: Sequence[str]  # of each part
     parts: np.ndarray
     sources: np.ndarray
     offsets: np.ndarray
@@ -38,7 +38,11 @@ class Units:
 
     def where(self, place: int) -> tuple[str, int]:
         """(file, offset) of a unit."""
-        return str(self.part_list[int(self.parts[place])].file(".text")), int(self.offsets[place])
+        return self.files[int(self.parts[place])], int(self.offsets[place])
+
+    def by_part(self, column: np.ndarray) -> list[np.ndarray]:
+        """`column`, one value a unit, in the stretches of the parts."""
+        return np.split(column, np.searchsorted(self.parts, np.arange(1, len(self.files))))
 
 
 def load_units(parts: Sequence[Part]) -> Units:
@@ -51,7 +55,7 @@ def load_units(parts: Sequence[Part]) -> Units:
 
     num_documents = joined("num_documents")
     return Units(
-        part_list=parts,
+        files=tuple(str(part.file(".text")) for part in parts),
         parts=np.repeat(np.arange(len(parts), dtype=np.int32), lengths),
         sources=np.repeat(np.array([part.source for part in parts], dtype=np.int32), lengths),
         offsets=np.concatenate([columns["offsets"][:-1] for columns in loaded]),

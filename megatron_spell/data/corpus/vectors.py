@@ -15,7 +15,7 @@ from megatron_spell.data.related import SampledTfidf, tfidf_vectors
 
 FITTED_AT_ONCE = 32_768  # so many texts are fitted as a whole; of more, a sample of as many
 _BLOCK = 2048
-Tick = Callable[[int, int], None]  # done, total
+Steps = Callable[[str, int], Callable[[int], None]]  # (step's name, parts) -> what is told how many are done
 
 
 class Embedder(Protocol):
@@ -36,7 +36,7 @@ class ClusterVectors:
     seed: int
     workers: int
     embedder: Embedder | None = None
-    tick: Tick = lambda done, total: None
+    steps: Steps = lambda name, total: lambda done: None
 
     def __call__(self, clusters: Sequence[Sequence[int]]) -> np.ndarray:
         which = hashlib.blake2b(digest_size=8)
@@ -49,8 +49,9 @@ class ClusterVectors:
         paths = [self.folder / f"{name}-{start:09d}.npy" for start in starts]
         missing = [n for n, path in enumerate(paths) if not path.exists()]
         blocks = [self._block(clusters[starts[n] : starts[n] + _BLOCK], paths[n]) for n in missing]
-        for done, _ in enumerate(self._computed(blocks, clusters), start=1):
-            self.tick(len(paths) - len(missing) + done, len(paths))
+        tell = self.steps("vectors", len(paths))
+        for done, _ in enumerate(self._computed(blocks, clusters), start=len(paths) - len(missing) + 1):
+            tell(done)
         return np.concatenate([np.load(path, allow_pickle=False) for path in paths])
 
     def _computed(self, blocks: list["Block"], clusters: Sequence[Sequence[int]]) -> Iterator[None]:

@@ -6,16 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from megatron_spell.data.build import build_store
 from megatron_spell.data.cluster import plan_sets
 from megatron_spell.data.corpus import portions
 from megatron_spell.data.corpus.plan import CorpusPlanner
+from megatron_spell.data.corpus.pool import each_part
 from megatron_spell.data.corpus.report import write_report
 from megatron_spell.data.corpus.settings import PRESETS, CorpusSettings
 from megatron_spell.data.corpus.work import WorkFolder
@@ -216,6 +219,29 @@ def test_a_corpus_of_which_nothing_is_left_says_why(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": passage(0, 9000)}))
     with pytest.raises(BuildError, match=r"no document is left of 1 \(1 too_long\); cut long ones with --max-chars"):
         planned([str(tmp_path / "a.jsonl")], tmp_path / "work")
+
+
+def test_workers_end_with_a_build_that_is_killed():
+    code = "import time; from megatron_spell.data.corpus.pool import each_part\n"
+    code += "if __name__ == '__main__': list(each_part(time.sleep, [60.0, 60.0], 2, str))"
+    build = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    try:
+        started = time.monotonic()
+        while len(children := psutil.Process(build.pid).children()) < 3:  # two, and multiprocessing's own tracker
+            assert time.monotonic() - started < 60
+            time.sleep(0.05)
+        time.sleep(1.0)
+    finally:
+        build.kill()
+        build.wait(30)
+    assert not psutil.wait_procs(children, timeout=30)[1]
+
+
+def test_a_part_that_takes_too_long_and_a_process_that_is_gone_are_named():
+    with pytest.raises(BuildError, match=r"^30\.0 took longer than 2 s; leave it out"):
+        list(each_part(time.sleep, [30.0, 30.0], 2, str, timeout_s=2.0))
+    with pytest.raises(BuildError, match=r"a process that worked on 3, or beside it, is gone .*; lower --workers"):
+        list(each_part(os._exit, [3, 3], 2, str))
 
 
 def test_two_builds_do_not_share_a_work_folder(tmp_path):

@@ -35,9 +35,15 @@ def summarise(metrics_path: Path, evaluations: Sequence[dict]) -> dict:
         "peak_memory_gib": max(_column(steps, "memory/peak_gib"), default=None),
         "document_tokens": [_first(steps, "curriculum/document_tokens"), _last(steps, "curriculum/document_tokens")],
         "steps_of_signs": {name.removeprefix("watch/"): count for name, count in _signs(steps).items()},
-        "held_out": [_evaluation(entry) for entry in evaluations if entry["when"] != "during"],
+        "held_out": [_evaluation(entry) for entry in _before_and_after(evaluations)],
         "held_out_change": _change(evaluations),
     }
+
+
+def _before_and_after(evaluations: Sequence[dict]) -> list[dict]:
+    """Without the "after" of fewer steps, which a run that was given more of them holds too."""
+    last = max((entry["step"] for entry in evaluations if entry["when"] == "after"), default=None)
+    return [e for e in evaluations if e["when"] == "before" or (e["when"] == "after" and e["step"] == last)]
 
 
 def summary_table(summary: dict) -> Table:

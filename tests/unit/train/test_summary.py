@@ -57,6 +57,12 @@ def metrics(tmp_path):
     return path
 
 
+def test_the_end_of_a_shorter_run_that_went_on_is_no_end(metrics):
+    earlier = AFTER | {"step": 1}
+    summary = summarise(metrics, [EVALUATION, earlier, AFTER])
+    assert [(entry["when"], entry["step"]) for entry in summary["held_out"]] == [("before", 0), ("after", 2)]
+
+
 def test_figures_are_of_all_steps(metrics):
     summary = summarise(metrics, [EVALUATION, EVALUATION | {"when": "during"}, AFTER])
     assert summary["steps"] == 2

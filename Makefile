@@ -22,7 +22,7 @@ TEST_WORKERS ?= 2
 $(VENV)/installed: setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[cpu,ray]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[cpu,ray,data]'
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 

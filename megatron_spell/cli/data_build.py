@@ -195,13 +195,13 @@ def _build(
             planned = CorpusPlanner(settings, corpus, folder, workers, embedder, steps).plan(sources)
         built = build_store(sources, loaded, out, settings, workers=workers, corpus=planned)
         benchmarks = [str(path) for path in corpus.decontaminate]
-        notes = write_report(planned, settings, benchmarks, shlex.join(["megatron-spell", *sys.argv[1:]]), report)
+        write_report(planned, settings, benchmarks, shlex.join(["megatron-spell", *sys.argv[1:]]), report)
         if not keep_work:
             folder.remove()
-    _print_report(built, planned, report, notes)
+    _print_report(built, planned, report)
 
 
-def _print_report(built: "BuildReport", planned: "Corpus", report: Path, notes: tuple[str, ...]) -> None:
+def _print_report(built: "BuildReport", planned: "Corpus", report: Path) -> None:
     others = {reason: num for reason, num in built.num_dropped.items() if reason not in ("too_short", "duplicate")}
     more = "".join(f", {num} {reason.replace('_', ' ')}" for reason, num in others.items())
     typer.echo(
@@ -211,6 +211,6 @@ def _print_report(built: "BuildReport", planned: "Corpus", report: Path, notes: 
     )
     for _, path, first, num in planned.faults:
         typer.echo(f"note: {num} bad in {path}, left out; the first: {first}")
-    for note in (*built.notes, *notes):
+    for note in built.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"report: {report / 'report.md'}")

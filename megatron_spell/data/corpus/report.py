@@ -25,17 +25,16 @@ PLOT = "lengths.svg"
 
 def write_report(
     corpus: Corpus, settings: BuildSettings, benchmarks: Sequence[str], command: str, folder: Path
-) -> tuple[str, ...]:
-    """Write the report of `corpus`; `command` is shown as what made it. Returns notes for the user."""
+) -> None:
+    """Write the report of `corpus`; `command` is shown as what made it."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = report_figures(corpus, settings, benchmarks)
-    has_plot = _plot(figures["lengths"], folder / PLOT)
+    _plot(figures["lengths"], folder / PLOT)
     text = json.dumps(figures | {"command": command}, ensure_ascii=False, indent=2)
     write_whole(folder / "report.json", lambda file: file.write(text.encode("utf-8")))
-    shown = page(figures, command, PLOT if has_plot else None)
+    shown = page(figures, command, PLOT)
     write_whole(folder / "report.md", lambda file: file.write(shown.encode("utf-8")))
     write_whole(folder / "dropped.jsonl", lambda file: file.writelines(_dropped_lines(corpus, benchmarks)))
-    return () if has_plot else ("no plot of the lengths: it needs matplotlib; pip install 'megatron-spell[data]'",)
 
 
 def report_figures(corpus: Corpus, settings: BuildSettings, benchmarks: Sequence[str]) -> dict[str, Any]:
@@ -141,12 +140,9 @@ def _id(corpus: Corpus, texts: Texts, place: int) -> str:
     return unit.group if corpus.units.standing[place] != NOT_STANDING else documents_of(unit)[0].doc_id
 
 
-def _plot(lengths: dict[str, list], path: Path) -> bool:
-    """Draw the histogram; False where matplotlib is not installed. Equal figures give equal bytes."""
-    try:
-        import matplotlib
-    except ImportError:
-        return False
+def _plot(lengths: dict[str, list], path: Path) -> None:
+    """Draw the histogram. Equal figures give equal bytes."""
+    import matplotlib  # takes a second, which no other command needs to wait
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"svg.hashsalt": "lengths", "svg.fonttype": "none"}):
@@ -157,4 +153,3 @@ def _plot(lengths: dict[str, list], path: Path) -> bool:
         axes.set(xscale="log", xlabel="characters of a document (or set as it stands)", ylabel="documents")
         axes.legend(frameon=False)
         write_whole(path, lambda file: figure.savefig(file, format="svg", metadata={"Date": None}))
-    return True

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-def page(figures: dict[str, Any], command: str, plot: str | None) -> str:
+def page(figures: dict[str, Any], command: str, plot: str) -> str:
     """`figures` of report.py as a page; `plot` is the name of the picture beside it."""
     sections = [
         f"# Corpus report\n\n    {_over_lines(command)}\n\n{_sentence(figures)}",
         _sources(figures["sources"]),
         _benchmarks(figures["benchmarks"]),
         _faults(figures["faults"]),
-        f"## Lengths\n![Characters of a document, read and kept]({plot})" if plot else "",
+        f"## Lengths\n![Characters of a document, read and kept]({plot})",
         _near_duplicates(figures["near_duplicates"]),
         _settings(figures["settings"]),
     ]

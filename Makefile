@@ -82,7 +82,7 @@ bench: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/folder_memory.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/plan_bridge.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/rollout.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/data.py --copies 10
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/data.py --copies 40
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

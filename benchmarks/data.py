@@ -1,6 +1,6 @@
 """What a token store costs: reading a random set beside a plain memmap, and building beside the bare tokenizer.
 
-    python benchmarks/data.py [--source python-topics ... --tokenizer FOLDER --repeats 7 --json FILE]
+    python benchmarks/data.py [--source python-topics ... --tokenizer FOLDER --max-chars 4000 --json FILE]
 
 Reading: a store of `--sets` sets of about 16K tokens, made of the sources' own token ids so that they compress as they
 do, is opened once and its sets are read in random order, every set once: all documents with ids and titles. `memmap` is
@@ -9,12 +9,13 @@ so both come from the page cache; the index is in memory. Milliseconds are for 1
 
 Building: the same texts, already read and grouped, go through `write_sets` and `finish` into a store on disk, journal,
 checksums and compression included. The bare tokenizer is one call for all texts (`encode_batch_fast`, parallel by
-itself over the same number of threads); `with ids` it also hands the ids over as arrays, which nothing can do without.
+itself over the same number of threads) whose ids are handed over as arrays; `call alone` leaves them in the library.
 `whole build` is `build_store`, with reading, cleaning and grouping. All ways run in turn in every repeat and a ratio is
 of two ways of one repeat, so that a busy machine slows both; "by processor time" other programs add nothing to. The
 first round warms up.
 
-Exit code 1 when the median read takes LIMIT_MS or more, or building reaches less than LEAST_RATIO of the bare call.
+Exit code 1 when the median read takes LIMIT_MS or more, or building reaches less than LEAST_RATIO of the bare
+tokenizer.
 """
 
 import argparse
@@ -98,7 +99,7 @@ class Building:
         self.options, self.out = options, folder / "built.h5"
         self.backend = Backend.from_str(self.tokenizer.pretrained.backend_tokenizer.to_str())
         self.backend.encode_special_tokens = True
-        self.settings = BuildSettings()
+        self.settings = BuildSettings(max_chars=options.max_chars)
         documents = list(clean(read_sources(options.source, self.settings), self.settings.min_chars))
         documents = [replace(d, doc_id=f"{d.doc_id}.{n}") for n in range(options.copies) for d in documents]
         self.texts = [document.text for document in documents]
@@ -107,17 +108,17 @@ class Building:
         self.planned = [PlannedSet(f"set-{at // size:05}", "train", tuple(documents[at : at + size])) for at in cuts]
 
     def ways(self) -> dict[str, Callable[[], object]]:
-        return {"bare": self.bare, "bare with ids": self.bare_with_ids, "store": self.store, "whole build": self.build}
+        return {"bare": self.bare, "call alone": self.call, "store": self.store, "whole build": self.build}
 
-    def bare(self) -> list:
+    def call(self) -> list:
         os.environ["TOKENIZERS_PARALLELISM"] = "true"
         try:
             return self.backend.encode_batch_fast(self.texts, add_special_tokens=False)
         finally:
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-    def bare_with_ids(self) -> list[np.ndarray]:
-        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in self.bare()]
+    def bare(self) -> list[np.ndarray]:
+        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in self.call()]
 
     def store(self) -> None:
         with StoreWriter(self.out, self.options.workers) as writer:
@@ -142,7 +143,7 @@ class Building:
 
 
 def ratios(way: list[float], bare: list[float]) -> list[float]:
-    """The rate of a way as a share of the bare call's, in each repeat."""
+    """The rate of a way as a share of the bare tokenizer's, in each repeat."""
     return [b / w for w, b in zip(way, bare, strict=True)]
 
 
@@ -155,7 +156,7 @@ def show(console: Console, reads: dict[str, list[float]], took: dict[str, Took],
     for way, its in reads.items():
         table.add_row(way, spread(its, 3), f"{np.quantile(its, 0.95):.3f}")
     console.print(table)
-    columns = ("M tokens/s", "of the bare call", "by processor time")
+    columns = ("M tokens/s", "of bare", "by processor time")
     table = Table("tokenise", *columns, title="median (range)", title_justify="left")
     for way, its in took.items():
         shares = (ratios(its.clock, took["bare"].clock), ratios(its.processor, took["bare"].processor))
@@ -168,6 +169,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--source", action="append", help="as for `data build`; may be repeated")
     parser.add_argument("--tokenizer", type=Path, default=_QUICKSTART)
     parser.add_argument("--copies", type=int, default=1, help="of every text, for short sources")
+    parser.add_argument("--max-chars", type=int, default=4000, help="of a document; longer ones are cut")
     parser.add_argument("--sets", type=int, default=400)
     parser.add_argument("--workers", type=int, default=num_cores())
     parser.add_argument("--repeats", type=int, default=7)
@@ -186,13 +188,14 @@ def main() -> int:
         except (SourceError, BuildError) as error:
             print(error, file=sys.stderr)
             return 2
-        token_ids = np.concatenate(building.bare_with_ids())
+        token_ids = np.concatenate(building.bare())
         path = Path(folder) / "read.h5"
         write_read_store(path, token_ids, options.sets)
         reads, took = read_ms(path, options.sets), building.seconds(options.repeats)
         disk = path.stat().st_size / options.sets / READ_TOKENS
+    length = len(token_ids) / len(building.texts)
     console.print(
-        f"{', '.join(options.source)}: {len(building.texts)} texts, {len(token_ids):,} tokens, vocabulary"
+        f"{', '.join(options.source)}: {len(building.texts):,} texts of {length:,.0f} tokens, vocabulary"
         f" {building.tokenizer.vocab_size:,}, {disk:.2f} bytes a token on disk; {options.workers} workers,"
         f" {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     )

@@ -101,9 +101,10 @@ def index_checksum(header: dict[str, Any], part_checksums: dict[str, str]) -> st
 def pack_lines(lines: Iterable[str]) -> bytes:
     """UTF-8 bytes, a line an entry. Raises ValueError for an entry that is no single line."""
     lines = list(lines)
-    if any("\n" in line for line in lines):
+    packed = "\n".join([*lines, ""])
+    if packed.count("\n") != len(lines):
         raise ValueError("an id or title holds a line break")
-    return "".join(f"{line}\n" for line in lines).encode("utf-8")
+    return packed.encode("utf-8")
 
 
 def unpack_lines(packed: np.ndarray) -> list[str]:

@@ -50,8 +50,9 @@ class TokenJournal:
 
     def keep(self, digest: bytes, batch: Sequence[np.ndarray]) -> None:
         lengths = np.array([len(token_ids) for token_ids in batch], _LENGTH_TYPE)
-        body = lengths.tobytes() + b"".join(token_ids.astype(TOKEN_TYPE, copy=False).tobytes() for token_ids in batch)
-        self._file.write(_HEAD.pack(digest, len(batch), int(lengths.sum()), zlib.crc32(body)) + body)
+        token_ids = np.concatenate(batch).astype(TOKEN_TYPE, copy=False)
+        body = lengths.tobytes() + token_ids.tobytes()
+        self._file.write(_HEAD.pack(digest, len(batch), len(token_ids), zlib.crc32(body)) + body)
         self._file.flush()
 
     def remove(self) -> None:

@@ -7,9 +7,8 @@ from array import array
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -43,8 +42,7 @@ from megatron_spell.types.documents import DocumentSet
 _CHUNKS_AT_ONCE = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Where a stored document came from; `digest` is `document_digest` of its text."""
 
     source: str
@@ -94,8 +92,7 @@ class StoreWriter:
     def add(self, document_set: DocumentSet, origins: Sequence[Origin]) -> None:
         """Add a set; `origins` are those of its documents, in their order."""
         self._index.add(document_set, origins)
-        for document in document_set.documents:
-            self._wait(document.token_ids_T)
+        self._wait(*(document.token_ids_T for document in document_set.documents))
         if self._num_waiting >= _CHUNKS_AT_ONCE * CHUNK_TOKENS:
             self._append(whole_chunks=True)
 
@@ -133,9 +130,9 @@ class StoreWriter:
         self._draft.unlink(missing_ok=True)
         self.journal.close()
 
-    def _wait(self, token_ids: np.ndarray) -> None:
-        self._waiting.append(token_ids)
-        self._num_waiting += len(token_ids)
+    def _wait(self, *token_ids: np.ndarray) -> None:
+        self._waiting.extend(token_ids)
+        self._num_waiting += sum(map(len, token_ids))
 
     def _append(self, whole_chunks: bool) -> None:
         """Only whole chunks on the way: a chunk that is written twice leaves a hole in the file."""
@@ -201,12 +198,14 @@ class _GrowingIndex:
         return self.document_offsets[-1]
 
     def add(self, document_set: DocumentSet, origins: Sequence[Origin]) -> None:
+        groups, sources, num_tokens = self.group_numbers, self.source_numbers, self.num_tokens
+        self.labels += pack_lines([label for d in document_set.documents for label in (d.doc_id, d.title)])
+        self.digests += b"".join([origin.digest for origin in origins])
         for document, origin in zip(document_set.documents, origins, strict=True):
-            self.labels += pack_lines((document.doc_id, document.title))
-            self.document_offsets.append(self.num_tokens + document.num_tokens)
-            self.digests += origin.digest
-            self.groups.append(self.group_numbers.setdefault(origin.group, len(self.group_numbers)))
-            self.document_sources.append(self.source_numbers.setdefault(origin.source, len(self.source_numbers)))
+            num_tokens += len(document.token_ids_T)
+            self.document_offsets.append(num_tokens)
+            self.groups.append(groups.setdefault(origin.group, len(groups)))
+            self.document_sources.append(sources.setdefault(origin.source, len(sources)))
         self.set_ids.append(document_set.set_id)
         self.splits.append(SPLITS.index(document_set.split))
         self.set_offsets.append(len(self.groups))

@@ -11,6 +11,8 @@ DEMO := runs/quickstart
 DEMO_MOE := runs/quickstart_moe
 LEARN := runs/learning
 LEARN_ARGS ?=
+# Tests go side by side, a file's slow ones in one process: they share engines. Give 1 where memory is under 16 GB.
+TEST_WORKERS ?= 2
 
 .PHONY: demo demo-moe learn test test-fast nightly check bench clean
 
@@ -58,12 +60,13 @@ learn: $(VENV)/installed-learn $(DEMO)/questions.jsonl $(LEARN)/training_questio
 # The pure rooms are the ones that need no process and no engine to be tested.
 PURE := types layout config roles rewards algo curriculum selfplay text observe
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest tests/unit tests/architecture tests/golden -m "not slow and not nightly and not gpu" \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/architecture tests/golden \
+		-m "not slow and not nightly and not gpu" -n $(TEST_WORKERS) --dist worksteal --durations=15 \
 		$(PURE:%=--cov=megatron_spell/%) --cov-report=term:skip-covered --cov-fail-under=95
-	$(BIN)/python -m pytest -m "slow and not nightly and not gpu" --durations=15
+	$(BIN)/python -m pytest -m "slow and not nightly and not gpu" -n $(TEST_WORKERS) --dist loadfile --durations=25
 
 test-fast: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not slow and not nightly and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not nightly and not gpu" -n $(TEST_WORKERS)
 
 nightly: $(VENV)/installed-dev
 	HYPOTHESIS_PROFILE=new $(BIN)/python -m pytest

@@ -59,6 +59,7 @@ DEV = [
     "datasets>=5.2,<6",  # writes the saved datasets that the readers' tests read
     "pytest>=8,<10",
     "pytest-cov>=5,<8",
+    "pytest-xdist>=3.6,<4",  # two tests at a time: half of them wait for processes to start
     "hypothesis>=6.100,<7",
     "ruff==0.17.5",  # formatting differs between versions
     "pyright[nodejs]==1.1.414",  # so do findings; with a node of its own

@@ -29,7 +29,7 @@ def out(request, store, tmp_path_factory) -> Path:
     RunFolder(moved.run_folder).make()
     write_json(folder / "config.json", moved.model_dump(mode="json"))
     rank = Path(__file__).with_name("refresh_rank.py")
-    run_ranks(rank, 2, str(folder / "config.json"), str(folder), timeout_s=300)
+    run_ranks(rank, 2, str(folder / "config.json"), str(folder), timeout_s=600)
     return folder
 
 

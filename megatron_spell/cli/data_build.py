@@ -177,10 +177,10 @@ def _build(
 ) -> None:
     from megatron_spell.data.build import build_store
     from megatron_spell.data.corpus.plan import CorpusPlanner
-    from megatron_spell.data.corpus.progress import StepBars
     from megatron_spell.data.corpus.report import write_report
     from megatron_spell.data.corpus.work import WorkFolder
     from megatron_spell.data.errors import BuildError
+    from megatron_spell.data.progress import BuildProgress
     from megatron_spell.text.embedding import TextEmbedder
     from megatron_spell.text.tokenizer import Tokenizer
 
@@ -191,8 +191,8 @@ def _build(
     embedder = TextEmbedder.load(embedding_model) if embedding_model else None
     with ExitStack() as stack:
         folder = stack.enter_context(WorkFolder(work))
-        with StepBars() as steps:
-            planned = CorpusPlanner(settings, corpus, folder, workers, embedder, steps).plan(sources)
+        with BuildProgress() as progress:
+            planned = CorpusPlanner(settings, corpus, folder, workers, embedder, progress.step).plan(sources)
         built = build_store(sources, loaded, out, settings, workers=workers, corpus=planned)
         benchmarks = [str(path) for path in corpus.decontaminate]
         write_report(planned, settings, benchmarks, shlex.join(["megatron-spell", *sys.argv[1:]]), report)

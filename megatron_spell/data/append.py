@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from megatron_spell.data.build import BuildProgress, read_sources
+from megatron_spell.data.build import read_sources
 from megatron_spell.data.clean import Tally, clean
 from megatron_spell.data.cluster import PlannedSet, group_units, sets_of_sides, sides_of
 from megatron_spell.data.documents import RawSet, Unit, documents_of
 from megatron_spell.data.errors import BuildError
 from megatron_spell.data.file_format import SPLITS, document_digest
+from megatron_spell.data.progress import BuildProgress
 from megatron_spell.data.readers.source import printable
 from megatron_spell.data.settings import BuildSettings
 from megatron_spell.data.store import TokenStore

@@ -1,16 +1,16 @@
 """From sources to a token store: read, clean, plan the sets, tokenise, write."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from megatron_spell.data.clean import Tally
 from megatron_spell.data.cluster import HELDOUT, TRAIN, PlannedSet, plan_sets
 from megatron_spell.data.corpus.plan import Corpus
 from megatron_spell.data.documents import Unit, from_source
+from megatron_spell.data.progress import BuildProgress
 from megatron_spell.data.readers.source import printable, read_source
 from megatron_spell.data.settings import BuildSettings
 from megatron_spell.data.tokenise import StoreTokenizer, num_cores, write_sets
@@ -77,7 +77,7 @@ def build_store(
 
 
 def _planned(
-    sources: Sequence[str], settings: BuildSettings, tally: Tally, progress: "BuildProgress"
+    sources: Sequence[str], settings: BuildSettings, tally: Tally, progress: BuildProgress
 ) -> tuple[PlannedSet, ...]:
     return plan_sets(progress.counted("read", read_sources(sources, settings)), settings, tally)
 
@@ -94,29 +94,3 @@ def _notes(num_sets: dict[str, int], settings: BuildSettings) -> tuple[str, ...]
     if settings.heldout == 0 or num_sets[HELDOUT]:
         return ()
     return ("no set is held out: the groups do not divide into two sides of at least half a set each; add documents",)
-
-
-class BuildProgress:
-    """Two bars on a terminal, nothing elsewhere."""
-
-    def __init__(self, console: Console | None) -> None:
-        shown_on = console or Console(stderr=True)
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=shown_on,
-            transient=True,
-            disable=not shown_on.is_terminal,
-        )
-
-    def counted(self, description: str, things: Iterable, total: int | None = None) -> Iterator:
-        return iter(self._bars.track(things, total=total, description=description))
-
-    def __enter__(self) -> "BuildProgress":
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()

@@ -1,13 +1,13 @@
-"""Progress of the steps on a terminal, nothing elsewhere."""
+"""Progress of a build on a terminal, nothing elsewhere."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-class StepBars:
-    """A bar a step. A context manager; called with a step's name and size, it gives what is told how far it is."""
+class BuildProgress:
+    """A bar for every step. A context manager."""
 
     def __init__(self, console: Console | None = None) -> None:
         shown_on = console or Console(stderr=True)
@@ -22,11 +22,16 @@ class StepBars:
             disable=not shown_on.is_terminal,
         )
 
-    def __call__(self, step: str, total: int) -> Callable[[int], None]:
-        task = self._bars.add_task(step, total=total)
+    def step(self, name: str, total: int) -> Callable[[int], None]:
+        """What is told how many of `total` are done."""
+        task = self._bars.add_task(name, total=total)
         return lambda done: self._bars.update(task, completed=done)
 
-    def __enter__(self) -> "StepBars":
+    def counted(self, name: str, things: Iterable, total: int | None = None) -> Iterator:
+        """`things`, each counted as it is taken."""
+        return iter(self._bars.track(things, total=total, description=name))
+
+    def __enter__(self) -> "BuildProgress":
         self._bars.start()
         return self
 
